@@ -1,0 +1,231 @@
+"""Every setting, grouped by owner, frozen, checked at construction and documented beneath itself.
+
+`load_config` is the only way in. Each part of the program is handed its own section, never the whole tree.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from serving.errors import ConfigError
+
+
+class Section(BaseModel):
+    """A frozen group of settings that refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ModelConfig(Section):
+    """Which model, and how it is read."""
+
+    path: Path
+    """Folder with `config.json`, `*.safetensors` and the tokenizer. Must exist on every node, under the same path."""
+
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Number format of weights, activations and the KV cache. float32 repeats Hugging Face's logits to about 1e-4."""
+
+    max_model_len: int = Field(default=2048, ge=8)
+    """Longest prompt plus answer, in tokens. Bounds the KV blocks one request can take."""
+
+    served_name: str | None = None
+    """Name that clients ask for; the folder's name when not set."""
+
+    trust_remote_code: bool = False
+    """Run Python code that lies in the model folder. Off, since that code runs with the server's rights."""
+
+    shard_cache: Path | None = Path("~/.cache/gangway/shards")
+    """Where each rank keeps its own shard, so that a restart maps it straight back. `null` turns the cache off."""
+
+    @property
+    def name(self) -> str:
+        """The name that clients use."""
+        return self.served_name or self.path.name
+
+
+class ParallelConfig(Section):
+    """How the model is spread over processes and nodes."""
+
+    tensor_parallel_size: int = Field(default=2, ge=1, le=512)
+    """Ranks that hold the model together; each computes its own heads."""
+
+    cpus_per_rank: int = Field(default=1, ge=1)
+    """CPUs that Ray reserves for a rank, and the threads that it computes with on a CPU."""
+
+    gpus_per_rank: int = Field(default=0, ge=0, le=1)
+    """GPUs of a rank: 0 computes on CPUs over gloo, 1 on a GPU over NCCL."""
+
+    placement: Literal["PACK", "SPREAD", "STRICT_SPREAD"] = "PACK"
+    """Ray's placement strategy. PACK fills a node first, as most traffic is between ranks; STRICT_SPREAD is one rank a node."""
+
+
+class EngineConfig(Section):
+    """Limits that every step obeys."""
+
+    max_batched_tokens: int = Field(default=512, ge=16)
+    """Token budget of one step, shared by decode and prefill. Larger raises throughput and the pause a prefill causes."""
+
+    max_running: int = Field(default=64, ge=1)
+    """Most requests that are computed together."""
+
+    block_size: int = Field(default=16, ge=1)
+    """Tokens in a KV block. Smaller wastes less at a request's end and shares shorter prefixes; larger has less to account."""
+
+    kv_cache_gib: float = Field(default=1.0, gt=0)
+    """Memory for the KV cache of each rank, in GiB."""
+
+    prefix_cache: bool = True
+    """Compute equal prefixes once. Turn off to measure without it."""
+
+    @model_validator(mode="after")
+    def _budget_holds_every_decode(self) -> Self:
+        if self.max_batched_tokens < self.max_running:
+            raise ValueError("max_batched_tokens must be at least max_running, or some decode would wait every step")
+        return self
+
+
+class HttpConfig(Section):
+    """The edge."""
+
+    host: str = "127.0.0.1"
+    """Address to bind. Anything but loopback needs `security.api_keys_file` or `security.insecure`."""
+
+    port: int = Field(default=8000, ge=1, le=65535)
+    """Port of the Ray Serve proxy."""
+
+    max_waiting: int = Field(default=256, ge=0)
+    """Requests that may wait for a place among the running ones; one more is answered 429."""
+
+    max_waiting_tokens: int = Field(default=1_000_000, ge=1)
+    """Prompt tokens that may wait in all, so that memory does not grow with the queue."""
+
+    max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)
+    """Largest request body; a larger one is answered 413."""
+
+    max_inputs: int = Field(default=64, ge=1)
+    """Prompts in one request, times `n`."""
+
+
+class FaultConfig(Section):
+    """When to give up on a peer, a step, a group."""
+
+    peer_timeout_s: float = Field(default=5.0, gt=0)
+    """Silence after which a rank is taken for dead, in seconds. Must outlast a slow network's worst pause."""
+
+    step_timeout_s: float = Field(default=60.0, gt=0)
+    """Longest a step may take before its process gives itself up, in seconds."""
+
+    max_restarts: int = Field(default=5, ge=0)
+    """Restarts within `restart_window_s` before the group is failed for good."""
+
+    restart_window_s: float = Field(default=600.0, gt=0)
+    """Window in which restarts are counted, in seconds."""
+
+    drain_timeout_s: float = Field(default=30.0, ge=0)
+    """How long running requests may go on after SIGTERM, in seconds."""
+
+
+class SecurityConfig(Section):
+    """Who may ask."""
+
+    api_keys_file: Path | None = None
+    """File with one bearer key a line, optionally `name:key`; reloaded when it changes. Not set: no keys are asked for."""
+
+    insecure: bool = False
+    """Allow a bind beyond loopback without keys."""
+
+
+class Config(Section):
+    """The whole tree: one file, one reproducible run."""
+
+    name: str = Field(default="gangway", pattern=r"^[a-z][a-z0-9-]{0,39}$")
+    """Name of the group in its Ray cluster: the registry and the Serve application carry it."""
+
+    model: ModelConfig
+    parallel: ParallelConfig = ParallelConfig()
+    engine: EngineConfig = EngineConfig()
+    http: HttpConfig = HttpConfig()
+    fault: FaultConfig = FaultConfig()
+    security: SecurityConfig = SecurityConfig()
+
+    @model_validator(mode="after")
+    def _exposed_only_in_so_many_words(self) -> Self:
+        loopback = self.http.host in {"127.0.0.1", "::1", "localhost"}
+        if not loopback and self.security.api_keys_file is None and not self.security.insecure:
+            raise ValueError(
+                f"http.host {self.http.host} is reachable from outside: set security.api_keys_file, "
+                "or security.insecure=true to go without keys"
+            )
+        return self
+
+
+def load_config(source: Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file (or a mapping), apply `section.key=value` overrides, and check all of it.
+
+    Relative paths count from the working directory. Raises `ConfigError` with one sentence that names the key.
+    """
+    tree = dict(source) if isinstance(source, Mapping) else _read_yaml(source)
+    for override in overrides:
+        tree = _override(tree, override)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        where = "configuration" if isinstance(source, Mapping) else str(source)
+        raise ConfigError(f"{where}: {_explain(error)}") from error
+
+
+def dump_config(config: Config) -> str:
+    """The whole tree as YAML, defaults included; `load_config` reads it back to an equal tree."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as text: {error}") from error
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected sections such as `model:`, found {type(tree).__name__}")
+    return tree
+
+
+def _override(tree: dict[str, Any], override: str) -> dict[str, Any]:
+    """A copy of `tree` with one `a.b=c` applied; the value is read as YAML."""
+    dotted, separator, value = override.partition("=")
+    if not separator or not dotted:
+        raise ConfigError(f"--set {override}: expected section.key=value")
+    head, _, rest = dotted.partition(".")
+    if not rest:
+        return {**tree, head: yaml.safe_load(value)}
+    section = tree.get(head) or {}
+    if not isinstance(section, dict):
+        raise ConfigError(f"--set {override}: {head} is not a section")
+    return {**tree, head: _override(section, f"{rest}={value}")}
+
+
+def _explain(error: ValidationError) -> str:
+    """The first complaint as a sentence; unknown keys come with the nearest known name."""
+    first = error.errors()[0]
+    location = [str(part) for part in first["loc"]]
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        near = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
+        return f"unknown key {'.'.join(location)}; {hint}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{'.'.join(location)}: {message}" if location else message
+
+
+def _known_keys(location: Sequence[str]) -> list[str]:
+    section: Any = Config
+    for part in location:
+        section = section.model_fields[part].annotation
+    return list(section.model_fields)

@@ -1,0 +1,70 @@
+"""The exception tree. An error's type says who must act; its fields carry the facts for acting.
+
+Nothing here knows HTTP or exit codes: `serving.api.errors` and `serving.cli` each translate in one place.
+"""
+
+
+class GangwayError(Exception):
+    """Everything this project raises on purpose. `str(error)` is one sentence for the person who must act."""
+
+
+class CallerError(GangwayError):
+    """The caller must change the request; the same request will never succeed."""
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+
+
+class InvalidRequest(CallerError):
+    """A field is missing, of the wrong type or out of range; `param` names it."""
+
+
+class NotFound(CallerError):
+    """No such route or model."""
+
+
+class Unauthorized(CallerError):
+    """The bearer key is missing or unknown."""
+
+
+class BodyTooLarge(CallerError):
+    """The request body is over the limit."""
+
+
+class LaterError(GangwayError):
+    """The same request may succeed later; `retry_after_s` says when to try."""
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0, code: str | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        self.code = code
+
+
+class QueueFull(LaterError):
+    """The waiting queue is at its limit."""
+
+
+class GroupUnavailable(LaterError):
+    """No generation of the group is ready, or it is draining."""
+
+
+class DeadlineExceeded(LaterError):
+    """The request's own `timeout_s` passed before it was complete."""
+
+
+class OperatorError(GangwayError):
+    """Whoever runs the server must act: a setting, a file, a machine."""
+
+
+class ConfigError(OperatorError):
+    """A setting is unknown, of the wrong type or out of range."""
+
+
+class ModelError(OperatorError):
+    """The model cannot be loaded, or would be computed wrongly; loading again will not help."""
+
+
+class GroupFailed(OperatorError):
+    """The group failed more often than `fault.max_restarts` allows; carries the first failure's reason."""
