@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from serving.errors import ConfigError
 
@@ -17,7 +17,7 @@ from serving.errors import ConfigError
 class Section(BaseModel):
     """A frozen group of settings that refuses keys it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class ModelConfig(Section):
@@ -44,7 +44,7 @@ class ModelConfig(Section):
     @property
     def name(self) -> str:
         """The name that clients use."""
-        return self.served_name or self.path.name
+        return self.served_name or self.path.absolute().name
 
 
 class ParallelConfig(Section):
@@ -60,20 +60,20 @@ class ParallelConfig(Section):
     """GPUs of a rank: 0 computes on CPUs over gloo, 1 on a GPU over NCCL."""
 
     placement: Literal["PACK", "SPREAD", "STRICT_SPREAD"] = "PACK"
-    """Ray's placement strategy. PACK fills a node first, as most traffic is between ranks; STRICT_SPREAD is one rank a node."""
+    """Ray's placement strategy. PACK fills a node first, as traffic is between ranks; STRICT_SPREAD: one a node."""
 
 
 class EngineConfig(Section):
     """Limits that every step obeys."""
 
     max_batched_tokens: int = Field(default=512, ge=16)
-    """Token budget of one step, shared by decode and prefill. Larger raises throughput and the pause a prefill causes."""
+    """Token budget of one step, of decode and prefill together. Larger raises throughput and a prefill's pause."""
 
     max_running: int = Field(default=64, ge=1)
     """Most requests that are computed together."""
 
     block_size: int = Field(default=16, ge=1)
-    """Tokens in a KV block. Smaller wastes less at a request's end and shares shorter prefixes; larger has less to account."""
+    """Tokens in a KV block. Smaller wastes less at a request's end and shares shorter prefixes; larger means fewer."""
 
     kv_cache_gib: float = Field(default=1.0, gt=0)
     """Memory for the KV cache of each rank, in GiB."""
@@ -133,7 +133,7 @@ class SecurityConfig(Section):
     """Who may ask."""
 
     api_keys_file: Path | None = None
-    """File with one bearer key a line, optionally `name:key`; reloaded when it changes. Not set: no keys are asked for."""
+    """File with one bearer key a line, optionally `name:key`; reloaded when it changes. Not set: no keys asked for."""
 
     insecure: bool = False
     """Allow a bind beyond loopback without keys."""
@@ -151,6 +151,11 @@ class Config(Section):
     http: HttpConfig = HttpConfig()
     fault: FaultConfig = FaultConfig()
     security: SecurityConfig = SecurityConfig()
+
+    @field_validator("parallel", "engine", "http", "fault", "security", mode="before")
+    @classmethod
+    def _empty_section_means_its_defaults(cls, section: object) -> object:
+        return {} if section is None else section
 
     @model_validator(mode="after")
     def _exposed_only_in_so_many_words(self) -> Self:
@@ -191,35 +196,53 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"{path}: not valid YAML: {_yaml_problem(error)}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected sections such as `model:`, found {type(tree).__name__}")
     return tree
 
 
-def _override(tree: dict[str, Any], override: str) -> dict[str, Any]:
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    """PyYAML's complaint in one line; its text has several, and begins with what it was doing."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"{error.problem} in line {error.problem_mark.line + 1}"
+    return str(error).splitlines()[0]
+
+
+def _override(tree: Mapping[str, Any], override: str) -> dict[str, Any]:
     """A copy of `tree` with one `a.b=c` applied; the value is read as YAML."""
-    dotted, separator, value = override.partition("=")
-    if not separator or not dotted:
+    dotted, separator, text = override.partition("=")
+    keys = dotted.split(".")
+    if not separator or not all(keys):
         raise ConfigError(f"--set {override}: expected section.key=value")
-    head, _, rest = dotted.partition(".")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: not a YAML value: {_yaml_problem(error)}") from error
+    return _with_value(tree, keys, value, override)
+
+
+def _with_value(tree: Mapping[str, Any], keys: Sequence[str], value: object, override: str) -> dict[str, Any]:
+    head, *rest = keys
     if not rest:
-        return {**tree, head: yaml.safe_load(value)}
-    section = tree.get(head) or {}
-    if not isinstance(section, dict):
+        return {**tree, head: value}
+    section = {} if tree.get(head) is None else tree[head]
+    if not isinstance(section, Mapping):
         raise ConfigError(f"--set {override}: {head} is not a section")
-    return {**tree, head: _override(section, f"{rest}={value}")}
+    return {**tree, head: _with_value(section, rest, value, override)}
 
 
 def _explain(error: ValidationError) -> str:
-    """The first complaint as a sentence; unknown keys come with the nearest known name."""
-    first = error.errors()[0]
+    """The first complaint as a sentence; unknown keys come first, as a key that is missing may be one misspelt."""
+    first = min(error.errors(), key=lambda complaint: complaint["type"] != "extra_forbidden")
     location = [str(part) for part in first["loc"]]
     if first["type"] == "extra_forbidden":
         known = _known_keys(location[:-1])
         near = difflib.get_close_matches(location[-1], known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
         return f"unknown key {'.'.join(location)}; {hint}"
+    if first["type"] == "model_type":
+        return f"{'.'.join(location)} is a section: its keys stand beneath it"
     message = first["msg"].removeprefix("Value error, ")
     return f"{'.'.join(location)}: {message}" if location else message
 

@@ -68,3 +68,7 @@ class ModelError(OperatorError):
 
 class GroupFailed(OperatorError):
     """The group failed more often than `fault.max_restarts` allows; carries the first failure's reason."""
+
+
+class ProtocolError(GangwayError):
+    """A step that no correct rank 0 would ask for: a bug, or two generations mixed up. The process must not go on."""

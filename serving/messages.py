@@ -20,7 +20,10 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How the next token is chosen. A pure function of (logits, these, seed, position); stop strings stay in the gateway."""
+    """How the next token is chosen: a pure function of (logits, these, seed, position).
+
+    Stop strings stay in the gateway.
+    """
 
     seed: int
     """Always set (the gateway draws one), so that a resumed request goes on to the letter. 0 <= seed < 2**63."""
@@ -50,7 +53,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 # ---------------------------------------------------------------- link: gateway -> rank 0
 
 
-class Submit(Message):
+class Submit(Message, frozen=True, kw_only=True):
     """A request, whole. After a restart `emitted` holds what its client already has."""
 
     id: RequestId
@@ -61,13 +64,13 @@ class Submit(Message):
     """Lower runs first; equals run in order of arrival."""
 
 
-class Cancel(Message):
+class Cancel(Message, frozen=True, kw_only=True):
     """Drop these requests; unknown ids are nothing special (they may just have ended)."""
 
     ids: list[RequestId]
 
 
-class Beat(Message):
+class Beat(Message, frozen=True, kw_only=True):
     """The gateway lives. Rank 0 drops the requests of a gateway that has been silent for `fault.peer_timeout_s`."""
 
 
@@ -95,7 +98,7 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tokens: list[TokenId] = []
     logprobs: list[TokenLogprobs] | None = None
     finish: FinishReason | None = None
-    """"stop": an end-of-sequence or stop token (which is the last of `tokens`); "length": max_tokens or max_model_len."""
+    """"stop": an end-of-sequence or stop token (the last of `tokens`); "length": max_tokens or max_model_len."""
     stop_token: TokenId | None = None
     """The token that ended it, when `finish` is "stop"."""
     error: str | None = None
@@ -121,7 +124,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds spent so far in plan, broadcast, forward, sample, emit."""
 
 
-class StepOutput(Message):
+class StepOutput(Message, frozen=True, kw_only=True):
     """All that one step produced, for every stream of this gateway: one message a step."""
 
     generation: int
@@ -130,7 +133,7 @@ class StepOutput(Message):
     stats: EngineStats
 
 
-class Pulse(Message):
+class Pulse(Message, frozen=True, kw_only=True):
     """Rank 0 lives and has nothing to say; sent at least every second."""
 
     generation: int

@@ -1,0 +1,62 @@
+"""The Starlette application: every route, and the order in which a request passes through."""
+
+from importlib.metadata import version
+from importlib.resources import files
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from serving.api.auth import KeyFile, KeyGuard
+from serving.api.errors import ErrorBoundary, hand_on
+from serving.api.metrics import Metrics
+from serving.api.openai import OpenAI
+from serving.api.openapi import document
+from serving.api.predict import Predict
+from serving.api.prepare import Preparer
+from serving.api.status import StatusPages
+from serving.config import Config
+from serving.gateway.service import Service
+
+
+def create_app(service: Service, config: Config) -> Starlette:
+    """The application over a service, which the caller starts and stops.
+
+    Raises `ConfigError` when `security.api_keys_file` cannot be read.
+    """
+    preparer = Preparer(config, service.tokenizer)
+    openai, pages = OpenAI(service, preparer, config), StatusPages(service, config)
+    routes = [
+        Route("/predict", Predict(service, preparer, config).predict, methods=["POST"]),
+        Route("/v1/completions", openai.completions, methods=["POST"]),
+        Route("/v1/chat/completions", openai.chat, methods=["POST"]),
+        Route("/v1/models", openai.models),
+        Route("/v1/models/{model:path}", openai.model),
+        Route("/healthz", pages.healthz),
+        Route("/readyz", pages.readyz),
+        Route("/v1/status", pages.status),
+        Route("/metrics", Metrics(service).page),
+        Route("/openapi.json", _OpenApi(config).page),
+        Route("/", _console),
+    ]
+    middleware = [Middleware(ErrorBoundary)]
+    if config.security.api_keys_file is not None:
+        middleware.append(Middleware(KeyGuard, keys=KeyFile(config.security.api_keys_file)))
+    return Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: hand_on})
+
+
+class _OpenApi:
+    """`GET /openapi.json`, made once."""
+
+    def __init__(self, config: Config) -> None:
+        self._document = document(f"Gangway: {config.model.name}", version("gangway"))
+
+    async def page(self, _request: Request) -> Response:
+        return JSONResponse(self._document)
+
+
+async def _console(_request: Request) -> Response:
+    return HTMLResponse(files("serving.api").joinpath("console/index.html").read_text(encoding="utf-8"))

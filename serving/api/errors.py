@@ -1,0 +1,108 @@
+"""The one place where exceptions become HTTP: status, headers, JSON shape, and a stream that has already begun."""
+
+import logging
+import math
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving.api.answers import ErrorAnswer, ErrorDetail
+from serving.errors import (
+    BodyTooLarge,
+    CallerError,
+    DeadlineExceeded,
+    GangwayError,
+    GroupUnavailable,
+    InvalidRequest,
+    LaterError,
+    NotFound,
+    QueueFull,
+    Unauthorized,
+)
+
+log = logging.getLogger(__name__)
+
+STATUSES: dict[type[GangwayError], tuple[int, str]] = {
+    InvalidRequest: (400, "invalid_request_error"),
+    NotFound: (404, "not_found_error"),
+    Unauthorized: (401, "authentication_error"),
+    BodyTooLarge: (413, "invalid_request_error"),
+    QueueFull: (429, "rate_limit_error"),
+    GroupUnavailable: (503, "unavailable_error"),
+    DeadlineExceeded: (504, "timeout_error"),
+}
+"""Error -> status and `error.type`. A deadline that passed while the request still waited is 408."""
+
+
+class ClientGone(Exception):
+    """The client went away; there is nobody to answer."""
+
+
+def translate(error: Exception) -> tuple[int, dict[str, str], ErrorAnswer]:
+    """Status, headers and body for an exception. Only what was raised on purpose shows its message."""
+    if isinstance(error, HTTPException):
+        return error.status_code, dict(error.headers or {}), _answer("invalid_request_error", error.detail)
+    if not isinstance(error, CallerError | LaterError):
+        return 500, {}, _answer("internal_error", "an error inside the server; its log has the details")
+    status, kind = STATUSES[type(error)]
+    if error.code == "queue_timeout":
+        status = 408
+    headers = {}
+    if isinstance(error, QueueFull | GroupUnavailable):
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
+    param = error.param if isinstance(error, CallerError) else None
+    return status, headers, _answer(kind, str(error), param, error.code)
+
+
+def _answer(kind: str, message: str, param: str | None = None, code: str | None = None) -> ErrorAnswer:
+    return ErrorAnswer(error=ErrorDetail(type=kind, message=message, param=param, code=code))
+
+
+async def hand_on(_request: Request, error: Exception) -> Response:
+    """Keep Starlette from answering a 404 or 405 in its own words: the boundary does."""
+    if isinstance(error, HTTPException) and error.detail == "Not Found":
+        raise NotFound("no such route; GET /openapi.json lists them", code="route_not_found")
+    raise error
+
+
+class ErrorBoundary:
+    """ASGI middleware around everything."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun: list[Message] = []
+
+        async def watched(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                begun.append(message)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except ClientGone:
+            log.debug("%s: the client went away", scope["path"])
+        except Exception as error:
+            await _respond(error, begun, scope, receive, send)
+
+
+async def _respond(error: Exception, begun: list[Message], scope: Scope, receive: Receive, send: Send) -> None:
+    status, headers, answer = translate(error)
+    if status == 500:
+        log.exception("%s failed", scope["path"], exc_info=error)
+    body = msgspec.json.encode(answer)
+    if not begun:
+        await Response(body, status, headers, "application/json")(scope, receive, send)
+    elif (b"content-type", b"text/event-stream; charset=utf-8") in begun[0]["headers"]:
+        await send({"type": "http.response.body", "body": b"data: " + body + b"\n\n", "more_body": False})
+    else:
+        raise error

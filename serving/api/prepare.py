@@ -1,0 +1,159 @@
+"""Checked fields to a request that the service takes: prompts tokenized, defaults filled in, the model's own bounds."""
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from serving.api.parse import given, param_error
+from serving.api.schema import ChatMessage, SamplingFields
+from serving.config import Config
+from serving.errors import NotFound
+from serving.gateway.generation import GenerationRequest, Prompt
+from serving.gateway.tokenizer import Tokenizer
+from serving.messages import Sampling, TokenId
+
+_SEED_MASK = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A prompt as it was given, and the name of its field."""
+
+    content: str | list[TokenId] | list[ChatMessage]
+    param: str
+
+
+@dataclass(frozen=True, slots=True)
+class Length:
+    """How long an answer may be, in tokens."""
+
+    asked: int | None
+    default: int | None
+    """Stands in when none is asked for, shortened to what fits; None: all that fits."""
+    param: str
+    """Name of the field that asks."""
+
+
+class Preparer:
+    """Knows the model's bounds."""
+
+    def __init__(self, config: Config, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._model = config.model
+        self._max_inputs = config.http.max_inputs
+
+    def check_model(self, name: str | None) -> None:
+        """Raise `NotFound` unless `name` is the served model or left out."""
+        if name is not None and name != self._model.name:
+            message = f"no model {name[:200]!r} here; this server has {self._model.name!r}"
+            raise NotFound(message, param="model", code="model_not_found")
+
+    async def request(
+        self,
+        prefix: str,
+        sources: Sequence[Source],
+        fields: SamplingFields,
+        *,
+        length: Length,
+        logprobs: int,
+        stream: bool,
+        at: str = "",
+    ) -> GenerationRequest:
+        """The request, or `InvalidRequest` naming the field.
+
+        `at` is the path of the sampling fields in the body, with a dot at its end. `logprobs` is -1 for none.
+        """
+        n = fields.n or 1
+        if len(sources) * n > self._max_inputs:
+            at_most = f"{len(sources)} prompts times n={n} are over this server's limit of {self._max_inputs}"
+            raise param_error(sources[0].param.partition(".")[0], at_most)
+        self._check_ids(fields, at)
+        prompts = []
+        for source in sources:
+            tokens = await self._tokens(source)
+            room = self._room(tokens, source.param)
+            prompts.append(Prompt(tokens, self._max_tokens(len(tokens), room, length)))
+        shortest = min(prompt.max_tokens for prompt in prompts)
+        if (fields.min_tokens or 0) > shortest:
+            raise param_error(f"{at}min_tokens", f"{fields.min_tokens} is over max_tokens, which is {shortest}")
+        return GenerationRequest(
+            id=f"{prefix}-{uuid.uuid4().hex}",
+            prompts=prompts,
+            sampling=_sampling(fields, logprobs),
+            seed=None if fields.seed is None else fields.seed & _SEED_MASK,
+            n=n,
+            stop=_stops(fields),
+            timeout_s=fields.timeout_s,
+            priority=fields.priority or 0,
+            stream=stream,
+        )
+
+    async def _tokens(self, source: Source) -> list[TokenId]:
+        content, param = source.content, source.param
+        if isinstance(content, str):
+            tokens = await self._tokenizer.encode(content, param=param) if content else []
+        elif content and isinstance(content[0], ChatMessage):
+            tokens = await self._tokenizer.encode_chat(_messages(content, param), param=param)
+        else:
+            tokens = [token for token in content if isinstance(token, int)]
+            self._check_vocabulary(tokens, param)
+        if not tokens:
+            raise param_error(param, "must not be empty")
+        return tokens
+
+    def _check_vocabulary(self, tokens: Sequence[TokenId], param: str) -> None:
+        worst = max(tokens, default=0)
+        if worst >= self._tokenizer.vocab_size:
+            raise param_error(param, f"token id {worst} is outside of the vocabulary of {self._tokenizer.vocab_size}")
+
+    def _check_ids(self, fields: SamplingFields, at: str) -> None:
+        self._check_vocabulary([int(key) for key in fields.logit_bias or {}], f"{at}logit_bias")
+        self._check_vocabulary(fields.stop_token_ids or [], f"{at}stop_token_ids")
+
+    def _room(self, tokens: Sequence[TokenId], param: str) -> int:
+        room = self._model.max_model_len - len(tokens)
+        if room < 1:
+            message = f"the prompt has {len(tokens)} tokens; this model's context holds {self._model.max_model_len}"
+            raise param_error(param, f"{message} with at least one of the answer", "context_length_exceeded")
+        return room
+
+    def _max_tokens(self, prompt: int, room: int, length: Length) -> int:
+        if length.asked is None:
+            return min(length.default or room, room)
+        if length.asked > room:
+            name = length.param.rpartition(".")[-1]
+            message = (
+                f"{prompt} prompt tokens and {name}={length.asked} make {prompt + length.asked}; "
+                f"this model's context holds {self._model.max_model_len}"
+            )
+            raise param_error(length.param, message, "context_length_exceeded")
+        return length.asked
+
+
+def _messages(messages: Sequence[Any], param: str) -> list[dict[str, str]]:
+    """Messages as chat templates know them."""
+    rendered = []
+    for place, message in enumerate(messages):
+        if message.content is None and message.role != "assistant":
+            raise param_error(f"{param}.{place}.content", "is required")
+        role = "system" if message.role == "developer" else message.role
+        rendered.append({"role": role, "content": message.text(), **given(name=message.name)})
+    return rendered
+
+
+def _stops(fields: SamplingFields) -> tuple[str, ...]:
+    if fields.stop is None:
+        return ()
+    return (fields.stop,) if isinstance(fields.stop, str) else tuple(fields.stop)
+
+
+def _sampling(fields: SamplingFields, logprobs: int) -> Sampling:
+    """What the engine needs; seed and max_tokens are set for each sequence later."""
+    named = ("min_tokens", "temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty")
+    values = given(
+        **{name: getattr(fields, name) for name in (*named, "frequency_penalty", "ignore_eos")},
+        logit_bias=fields.logit_bias and {int(token): bias for token, bias in fields.logit_bias.items()},
+        stop_token_ids=fields.stop_token_ids and tuple(fields.stop_token_ids),
+    )
+    return Sampling(seed=0, max_tokens=1, top_k=max(0, fields.top_k or 0), logprobs=logprobs, **values)

@@ -1,0 +1,81 @@
+"""What both kinds of answer share: token counts and log-probabilities in OpenAI's shapes."""
+
+from collections.abc import Iterable, Sequence
+
+from serving.api.answers import (
+    ChatLogprobs,
+    ChatTokenLogprob,
+    PromptTokensDetails,
+    TextLogprobs,
+    TopLogprob,
+    Usage,
+)
+from serving.gateway.generation import Choice, Generation, Piece, TokenPiece
+from serving.gateway.tokenizer import Tokenizer
+from serving.messages import TokenId
+
+_LOWEST = -9999.0
+"""Stands for minus infinity, which JSON does not have."""
+
+
+def usage(choices: Sequence[Choice], n: int) -> Usage:
+    """Token counts of some prompts' choices, `n` a prompt; a prompt counts once."""
+    firsts = choices[::n]
+    prompt = sum(len(choice.entry.prompt) for choice in firsts)
+    completion = sum(choice.completion_tokens for choice in choices)
+    return Usage(
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        total_tokens=prompt + completion,
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=sum(choice.entry.cached_tokens for choice in firsts)),
+    )
+
+
+def wants_logprobs(generation: Generation) -> bool:
+    """Did the client ask for log-probabilities?"""
+    return generation.request.sampling.logprobs >= 0
+
+
+def text_logprobs(generation: Generation, piece: Piece, tokenizer: Tokenizer) -> TextLogprobs | None:
+    """As `/v1/completions` and `/predict` show them; None unless asked for."""
+    if not wants_logprobs(generation):
+        return None
+    top = [_top(token, tokenizer) for token in piece.tokens]
+    return TextLogprobs(
+        tokens=[tokenizer.text(token.token) for token in piece.tokens],
+        token_logprobs=[max(token.logprobs.chosen, _LOWEST) for token in piece.tokens],
+        top_logprobs=top if generation.request.sampling.logprobs > 0 else None,
+        text_offset=[token.text_offset for token in piece.tokens],
+    )
+
+
+def _top(token: TokenPiece, tokenizer: Tokenizer) -> dict[str, float]:
+    likeliest = {tokenizer.text(other): max(value, _LOWEST) for other, value in reversed(token.logprobs.top)}
+    return dict(reversed(likeliest.items())) | {tokenizer.text(token.token): max(token.logprobs.chosen, _LOWEST)}
+
+
+def chat_logprobs(generation: Generation, piece: Piece, tokenizer: Tokenizer) -> ChatLogprobs | None:
+    """As `/v1/chat/completions` shows them; None unless asked for."""
+    if not wants_logprobs(generation):
+        return None
+    return ChatLogprobs(content=[_chat_token(token, tokenizer) for token in piece.tokens])
+
+
+def _chat_token(token: TokenPiece, tokenizer: Tokenizer) -> ChatTokenLogprob:
+    chosen = _named(token.token, token.logprobs.chosen, tokenizer)
+    return ChatTokenLogprob(
+        token=chosen.token,
+        bytes=chosen.bytes,
+        logprob=chosen.logprob,
+        top_logprobs=_all_named(token.logprobs.top, tokenizer),
+    )
+
+
+def _all_named(likeliest: Iterable[tuple[TokenId, float]], tokenizer: Tokenizer) -> list[TopLogprob]:
+    return [_named(token, value, tokenizer) for token, value in likeliest]
+
+
+def _named(token: TokenId, logprob: float, tokenizer: Tokenizer) -> TopLogprob:
+    return TopLogprob(
+        token=tokenizer.text(token), bytes=list(tokenizer.token_bytes(token)), logprob=max(logprob, _LOWEST)
+    )

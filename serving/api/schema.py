@@ -1,0 +1,169 @@
+"""What clients may send: every field with its type and bounds, unknown names refused, null the same as absent.
+
+Types are strict ("5" is no number); whole numbers are taken for fractions. Bounds that depend on the model or the
+configuration are checked in `serving.api.prepare`.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MAX_N = 16
+MAX_LOGPROBS = 20
+
+
+class Fields(BaseModel):
+    """A JSON object that takes only what it names."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+StopString = Annotated[str, Field(min_length=1, max_length=256)]
+TokenKey = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+Token = Annotated[int, Field(ge=0, lt=2**31)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+
+
+class SamplingFields(Fields):
+    """The parameters that all endpoints share."""
+
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Longest answer, in tokens."""
+    min_tokens: int | None = Field(default=None, ge=0)
+    """No end before that many tokens."""
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    """0 takes the likeliest token always; 1 is the default."""
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=-1, lt=2**31)
+    """Keep that many of the likeliest tokens; 0 or -1 keeps all."""
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    repetition_penalty: float | None = Field(default=None, gt=0, le=10)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    logit_bias: Annotated[dict[TokenKey, Bias], Field(max_length=1024)] | None = None
+    """Token id (as a string) to what is added to its logit."""
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    """Equal seeds, parameters and prompts give equal answers."""
+    stop: StopString | Annotated[list[StopString], Field(max_length=16)] | None = None
+    """The answer ends before any of these."""
+    stop_token_ids: Annotated[list[Token], Field(max_length=64)] | None = None
+    ignore_eos: bool | None = None
+    """Go on to `max_tokens` whatever the model says."""
+    n: int | None = Field(default=None, ge=1, le=MAX_N)
+    """Answers per prompt."""
+    timeout_s: float | None = Field(default=None, gt=0, le=86_400)
+    """Give up after that many seconds (408 while it waited, 504 later)."""
+    priority: int | None = Field(default=None, ge=-(2**31), lt=2**31)
+    """Lower runs first; 0 is the default."""
+
+
+class TextPart(Fields):
+    """A piece of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(Fields):
+    """One turn of a chat."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart] | None = None
+    name: str | None = None
+    refusal: None = None
+    annotations: Annotated[list[None], Field(max_length=0)] | None = None
+    audio: None = None
+    tool_calls: Annotated[list[None], Field(max_length=0)] | None = None
+    function_call: None = None
+
+    def text(self) -> str:
+        """The content in one piece."""
+        if self.content is None or isinstance(self.content, str):
+            return self.content or ""
+        return "".join(part.text for part in self.content)
+
+
+Chat = Annotated[list[ChatMessage], Field(min_length=1, max_length=4096)]
+
+
+class PredictParameters(SamplingFields):
+    """How `/predict` samples."""
+
+    logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+    """Log-probabilities of the chosen token, and of that many of the likeliest."""
+
+
+class PredictRequest(Fields):
+    """Body of `POST /predict`."""
+
+    inputs: str | Annotated[list[str | Chat], Field(min_length=1)]
+    """A prompt, or a list of prompts and chats; the answer has as many outputs, in the same order."""
+    parameters: PredictParameters | None = None
+    stream: bool | None = None
+
+
+class StreamOptions(Fields):
+    """What a stream carries besides text."""
+
+    include_usage: bool | None = None
+    """One more event at the end, with the token counts."""
+    continuous_usage_stats: bool | None = None
+    """Token counts so far in each event."""
+    include_obfuscation: Literal[False] | None = None
+
+
+class OpenAIFields(SamplingFields):
+    """What both OpenAI endpoints share."""
+
+    model: str | None = None
+    """The served model's name; may be left out."""
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    """Taken and not used."""
+
+
+class CompletionRequest(OpenAIFields):
+    """Body of `POST /v1/completions`."""
+
+    prompt: str | list[str] | list[Token] | list[list[Token]]
+    """Text or token ids, one prompt or several."""
+    logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+    best_of: Literal[1] | None = None
+    echo: Literal[False] | None = None
+    suffix: Literal[""] | None = None
+
+
+class TextFormat(Fields):
+    """The only response format there is."""
+
+    type: Literal["text"]
+
+
+class ChatRequest(OpenAIFields):
+    """Body of `POST /v1/chat/completions`. Fields of features that are not built take their neutral value only."""
+
+    messages: Chat
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    """Newer name of `max_tokens`."""
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+    response_format: TextFormat | None = None
+    tools: Annotated[list[None], Field(max_length=0)] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    parallel_tool_calls: bool | None = None
+    functions: Annotated[list[None], Field(max_length=0)] | None = None
+    function_call: Literal["none", "auto"] | None = None
+    modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
+    store: Literal[False] | None = None
+    metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    reasoning_effort: Literal["none"] | None = None
+    verbosity: Literal["medium"] | None = None
+    audio: None = None
+    prediction: None = None
+    web_search_options: None = None

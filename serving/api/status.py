@@ -1,0 +1,65 @@
+"""How things are: for load balancers, operators and the console. Never shows a key."""
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from serving.api.answers import EngineCounters, Health, KvUse, Queue, Status
+from serving.api.responses import json_response
+from serving.config import Config
+from serving.gateway.journal import State
+from serving.gateway.service import Service
+
+
+class StatusPages:
+    """The endpoints."""
+
+    def __init__(self, service: Service, config: Config) -> None:
+        self._service = service
+        self._config = config
+
+    async def healthz(self, _request: Request) -> Response:
+        """200 while this process serves, whatever the group does."""
+        return json_response(self._health())
+
+    async def readyz(self, _request: Request) -> Response:
+        """200 while a generation computes; else 503."""
+        if not self._service.ready:
+            raise self._service.unavailable()
+        return json_response(self._health())
+
+    def _health(self) -> Health:
+        snapshot = self._service.uplink.snapshot
+        return Health(state=self._service.state, generation=snapshot.generation if snapshot else 0)
+
+    async def status(self, _request: Request) -> Response:
+        """Everything that is known of the group."""
+        return json_response(self.report())
+
+    def report(self) -> Status:
+        """The group, the queue and the engine, now."""
+        service, snapshot = self._service, self._service.uplink.snapshot
+        stats = service.uplink.stats
+        return Status(
+            name=self._config.name,
+            model=self._config.model.name,
+            state=service.state,
+            group_state=snapshot.state if snapshot else None,
+            ready=service.ready,
+            generation=snapshot.generation if snapshot else 0,
+            ranks=snapshot.ranks if snapshot else [],
+            queue=self._queue(),
+            kv=KvUse(blocks_used=stats.kv_blocks_used, blocks_total=stats.kv_blocks_total),
+            engine=msgspec.convert(stats, EngineCounters, from_attributes=True),
+            restarts=snapshot.restarts if snapshot else 0,
+            first_failure=snapshot.first_failure if snapshot else None,
+            last_failure=snapshot.last_failure if snapshot else None,
+        )
+
+    def _queue(self) -> Queue:
+        return Queue(
+            running=self._service.count(State.RUNNING),
+            waiting=self._service.count(State.WAITING, State.SUBMITTED),
+            waiting_tokens=self._service.journal.waiting_tokens,
+            max_waiting=self._config.http.max_waiting,
+        )

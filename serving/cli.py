@@ -1,0 +1,155 @@
+"""The command line. Parses, calls, and turns an error into one sentence and an exit code; nothing else.
+
+Exit codes: 0 done, 1 whoever runs the server must act, 2 wrong usage or configuration. Heavy modules are imported by
+the command that needs them, so that `gangway --help` answers at once.
+"""
+
+import json
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer.exceptions import TyperException
+
+from serving.config import Config, dump_config, load_config
+from serving.errors import ConfigError, GangwayError, OperatorError
+
+app = typer.Typer(
+    name="gangway",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Serves a language model that needs more than one machine.",
+)
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one key, as in a.b=c.")]
+
+
+def main() -> None:
+    """The entry point: the only place where errors become exit codes."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; returns its exit code."""
+    try:
+        code = typer.main.get_command(app).main(arguments, prog_name="gangway", standalone_mode=False)
+    except TyperException as error:
+        return _complain(error.format_message(), error.exit_code)
+    except ConfigError as error:
+        return _complain(str(error), 2)
+    except GangwayError as error:
+        return _complain(str(error), 1)
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    return code if isinstance(code, int) else 0
+
+
+def _complain(sentence: str, code: int) -> int:
+    print(f"gangway: {' '.join(sentence.split())}", file=sys.stderr)  # noqa: T201
+    return code
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"gangway {version('gangway')}")
+        raise typer.Exit
+
+
+@app.callback()
+def gangway(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options before the command."""
+
+
+@app.command()
+def serve(
+    config: Annotated[Path, typer.Argument(help="Configuration file, such as configs/local.yaml.")],
+    overrides: Overrides = [],  # noqa: B006  typer's way of saying "none given"
+    address: Annotated[str | None, typer.Option(help="Ray cluster; else RAY_ADDRESS, else one is started.")] = None,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Print every setting and stop.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show the logs of all processes.")] = False,
+) -> None:
+    """Serve the model until Ctrl-C or SIGTERM."""
+    settings = load_config(config, overrides)
+    if print_config:
+        typer.echo(dump_config(settings), nl=False)
+        return
+    from serving.runtime.environment import cluster_address, ray_environment
+
+    with ray_environment(embedded=cluster_address(address) is None):
+        _serve(settings, address, verbose=verbose)
+
+
+def _serve(config: Config, address: str | None, *, verbose: bool) -> None:
+    from serving.runtime.environment import cluster_address
+    from serving.runtime.launch import Launch
+    from serving.runtime.paths import absolute_paths, check_paths
+    from serving.runtime.progress import make_display
+    from serving.runtime.session import ray_session
+
+    config = absolute_paths(config)
+    check_paths(config, all_here=cluster_address(address) is None)
+    stopping, hurry = threading.Event(), threading.Event()
+    with make_display(verbose=verbose) as display, ray_session(address, embedded=config, verbose=verbose):
+        _stop_on_signals(stopping, hurry)
+        Launch(config, display, stopping, hurry).run()
+
+
+def _stop_on_signals(stopping: threading.Event, hurry: threading.Event) -> None:
+    """The first SIGTERM or Ctrl-C drains, the second does not. Set after Ray has set its own handlers."""
+
+    def stop(*_: object) -> None:
+        (hurry if stopping.is_set() else stopping).set()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+
+
+@app.command()
+def status(
+    url: Annotated[str, typer.Option(help="Where the server answers.")] = DEFAULT_URL,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what /v1/status says.")] = False,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="GANGWAY_API_KEY", help="Bearer key, if the server asks.")
+    ] = None,
+) -> None:
+    """Show the group: its state, its ranks, and what they are doing."""
+    import httpx
+
+    from serving.runtime.progress import print_status
+
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    try:
+        answer = httpx.get(f"{url.rstrip('/')}/v1/status", headers=headers, timeout=5.0)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise OperatorError(f"no server answers at {url}: {error}") from error
+    if answer.is_error:
+        raise OperatorError(f"{url} answers {answer.status_code}: {answer.text[:200]}")
+    if as_json:
+        typer.echo(json.dumps(answer.json(), indent=2))
+    else:
+        print_status(answer.json())
+
+
+@app.command("demo-model")
+def demo_model(folder: Annotated[Path, typer.Argument(help="Where to write it.")]) -> None:
+    """Fetch the small demo model and write it as a Hugging Face folder."""
+    from serving.demo_model import write_demo_model
+
+    written = write_demo_model(folder)
+    typer.echo(f"{folder}: {'written' if written else 'already there'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""How a plan gets from rank 0 to its followers: loopback for one rank, a process group for more.
+
+The group is a gloo group of its own with the peer timeout, so that a silent peer is noticed in seconds while the model's
+own collectives may take as long as a step takes. Rank 0 sends at least one plan every `HEARTBEAT_S`; a broadcast tells
+its root nothing of the others, so an empty plan is followed by a `pulse` that everyone must answer.
+"""
+
+from datetime import timedelta
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+
+from serving.errors import GangwayError
+from serving.messages import StepPlan, decode_plan, encode
+
+HEARTBEAT_S = 1.0
+"""Longest rank 0 leaves its followers without a plan."""
+
+
+class PeerLost(GangwayError):
+    """A rank died, hangs or was cut off: this process cannot go on, and the group must be formed anew."""
+
+
+class Broadcast(Protocol):
+    """One end of the way plans take."""
+
+    def send(self, plan: StepPlan) -> int:
+        """Rank 0: hand the plan to all followers; returns the bytes that each was sent. Raises `PeerLost`."""
+
+    def receive(self) -> StepPlan:
+        """A follower: the next plan. Raises `PeerLost` when rank 0 was silent for too long."""
+
+    def pulse(self) -> None:
+        """All ranks: return once every rank has called. Raises `PeerLost`."""
+
+
+class Loopback:
+    """The broadcast of a group of one."""
+
+    def send(self, plan: StepPlan) -> int:  # noqa: ARG002
+        return 0
+
+    def receive(self) -> StepPlan:
+        raise AssertionError("a group of one has no followers")
+
+    def pulse(self) -> None:
+        """Nobody to wait for."""
+
+
+class GroupBroadcast:
+    """Over a gloo group: one small buffer of fixed size a plan, and a second broadcast for what does not fit."""
+
+    BUFFER_BYTES = 2048
+    """Holds the plan of a steady step of hundreds of sequences; new prompts overflow it."""
+    HEADER_BYTES = 4
+
+    def __init__(self, timeout_s: float) -> None:
+        """Collective: every rank of the default group makes its end."""
+        self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+        self._buffer = torch.zeros(self.BUFFER_BYTES, dtype=torch.uint8)
+
+    def send(self, plan: StepPlan) -> int:
+        payload = encode(plan)
+        frame = len(payload).to_bytes(self.HEADER_BYTES, "little") + payload
+        head = frame[: self.BUFFER_BYTES]
+        self._buffer[: len(head)] = torch.frombuffer(bytearray(head), dtype=torch.uint8)
+        self._broadcast(self._buffer)
+        rest = frame[self.BUFFER_BYTES :]
+        if rest:
+            self._broadcast(torch.frombuffer(bytearray(rest), dtype=torch.uint8))
+        return self.BUFFER_BYTES + len(rest)
+
+    def receive(self) -> StepPlan:
+        self._broadcast(self._buffer)
+        head = self._buffer.numpy().tobytes()
+        length = int.from_bytes(head[: self.HEADER_BYTES], "little")
+        payload = head[self.HEADER_BYTES : self.HEADER_BYTES + length]
+        if len(payload) < length:
+            rest = torch.zeros(length - len(payload), dtype=torch.uint8)
+            self._broadcast(rest)
+            payload += rest.numpy().tobytes()
+        return decode_plan(payload)
+
+    def pulse(self) -> None:
+        try:
+            dist.all_reduce(torch.zeros(1), group=self._group)
+        except RuntimeError as error:
+            raise PeerLost(f"a rank did not answer: {error}") from error
+
+    def _broadcast(self, tensor: torch.Tensor) -> None:
+        try:
+            dist.broadcast(tensor, src=0, group=self._group)
+        except RuntimeError as error:
+            raise PeerLost(f"the broadcast of a plan failed: {error}") from error

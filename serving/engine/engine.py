@@ -1,0 +1,102 @@
+"""One rank of the engine, put together: model, cache, sampler, runner, and the loop its rank runs."""
+
+import threading
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+
+from serving.config import Config
+from serving.engine.attention import RaggedAttention
+from serving.engine.broadcast import Broadcast, GroupBroadcast, Loopback
+from serving.engine.collectives import Collectives, make_collectives
+from serving.engine.kv_cache import KVCache, KVShape
+from serving.engine.loop import follow, lead
+from serving.engine.model import ShardedModel, init_deepspeed, load_model
+from serving.engine.outbox import Outbox
+from serving.engine.runner import Runner
+from serving.engine.sampler import Sampler
+from serving.engine.scheduler import Scheduler
+from serving.errors import ModelError
+from serving.link import LinkServer
+
+
+class Engine:
+    """A loaded rank. `lead` on rank 0 and `follow` on all others run until told to stop."""
+
+    def __init__(self, config: Config, model: ShardedModel, collectives: Collectives, generation: int) -> None:
+        """Collective: all ranks agree on the number of KV blocks."""
+        self._config = config
+        self._model = model
+        self._generation = generation
+        self._num_blocks = _agreed_blocks(config, model, collectives)
+        shape = _kv_shape(model)
+        cache = KVCache(shape, self._num_blocks, config.engine.block_size, model.device)
+        sampler = Sampler(collectives, model.vocab_start, model.vocab_end, model.eos_token_ids)
+        self._runner = Runner(model, RaggedAttention(cache), sampler, config.engine.block_size)
+        self._broadcast: Broadcast = (
+            Loopback() if collectives.world == 1 else GroupBroadcast(config.fault.peer_timeout_s)
+        )
+
+    @property
+    def shard_bytes(self) -> int:
+        """Bytes of weights on this rank."""
+        return self._model.shard_bytes
+
+    def lead(self, link: LinkServer, stop: threading.Event) -> None:
+        """Rank 0: serve until `stop` is set, then release the followers. Raises `PeerLost`."""
+        scheduler = Scheduler(
+            self._config.engine,
+            generation=self._generation,
+            num_blocks=self._num_blocks,
+            max_model_len=self._config.model.max_model_len,
+            vocab_size=self._model.vocab_size,
+            eos_token_ids=self._model.eos_token_ids,
+        )
+        timeout = self._config.fault.peer_timeout_s
+        outbox = Outbox(scheduler, link, self._generation, timeout, self._runner.seconds)
+        lead(scheduler, self._broadcast, self._runner, link, outbox, stop)
+
+    def follow(self) -> None:
+        """Any other rank: compute what rank 0 says until it says stop. Raises `PeerLost`."""
+        follow(self._broadcast, self._runner)
+
+
+def load_engine(
+    config: Config,
+    rank: int,
+    world: int,
+    one_machine: bool,
+    generation: int,
+    device: torch.device,
+    progress: Callable[[int, int], None],
+) -> Engine:
+    """Load this rank's shard and make it ready to run. Collective over the default process group.
+
+    `progress(loaded, total)` counts bytes of this rank's shard. Raises `ModelError` when the model cannot be served.
+    """
+    if world > 1:
+        init_deepspeed(one_machine)
+    collectives = make_collectives(rank, world, one_machine)
+    model = load_model(config.model, collectives, device, progress)
+    return Engine(config, model, collectives, generation)
+
+
+def _kv_shape(model: ShardedModel) -> KVShape:
+    return KVShape(layers=model.layers, kv_heads=model.kv_heads, head_dim=model.head_dim, dtype=model.dtype)
+
+
+def _agreed_blocks(config: Config, model: ShardedModel, collectives: Collectives) -> int:
+    """The blocks that every rank has room for: ranks may hold different numbers of KV heads."""
+    blocks = _kv_shape(model).blocks_in(config.engine.kv_cache_gib, config.engine.block_size)
+    if collectives.world > 1:
+        least = torch.tensor([blocks], device=model.device)
+        dist.all_reduce(least, op=dist.ReduceOp.MIN)
+        blocks = int(least)
+    needed = -(-config.model.max_model_len // config.engine.block_size)
+    if blocks < needed:
+        raise ModelError(
+            f"engine.kv_cache_gib {config.engine.kv_cache_gib} holds {blocks * config.engine.block_size} tokens, "
+            f"fewer than model.max_model_len {config.model.max_model_len}: raise the one or lower the other"
+        )
+    return blocks

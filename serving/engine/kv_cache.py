@@ -1,0 +1,44 @@
+"""One rank's keys and values, in blocks. Which block belongs to whom is decided elsewhere (`blocks`)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class KVShape:
+    """What one token's keys and values take on one rank."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+
+    def blocks_in(self, kv_cache_gib: float, block_size: int) -> int:
+        """Whole blocks that fit into `kv_cache_gib` GiB on this rank."""
+        per_token = 2 * self.layers * self.kv_heads * self.head_dim * self.dtype.itemsize
+        return int(kv_cache_gib * 2**30) // max(1, per_token * block_size)
+
+
+class KVCache:
+    """Keys and values of all layers. A token's place is its slot: block * block_size + offset."""
+
+    def __init__(self, shape: KVShape, num_blocks: int, block_size: int, device: torch.device) -> None:
+        """Reserves the address space; pages are only taken as blocks are first written (zeros are lazy)."""
+        self.block_size = block_size
+        # Zeros, as a masked place still meets a weight of 0, and 0 times an old NaN would be NaN.
+        size = (num_blocks * block_size, shape.kv_heads, shape.head_dim)
+        self._keys = [torch.zeros(size, dtype=shape.dtype, device=device) for _ in range(shape.layers)]
+        self._values = [torch.zeros(size, dtype=shape.dtype, device=device) for _ in range(shape.layers)]
+
+    def write(self, layer: int, slots: Tensor, key: Tensor, value: Tensor) -> None:
+        """Keep `key` and `value`, both [T, kv_heads, head_dim], at `slots`, int64 [T]."""
+        self._keys[layer].index_copy_(0, slots, key)
+        self._values[layer].index_copy_(0, slots, value)
+
+    def read(self, layer: int, blocks: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """The first `length` tokens of block tables [..., n]: two of [..., length, kv_heads, head_dim]."""
+        offsets = torch.arange(self.block_size, device=blocks.device)
+        slots = (blocks.unsqueeze(-1).long() * self.block_size + offsets).flatten(-2)[..., :length]
+        return self._keys[layer][slots], self._values[layer][slots]

@@ -1,0 +1,153 @@
+"""Loads one rank's share of a model, and the only module that imports deepspeed.
+
+The decoder is built without weights, DeepSpeed's AutoTP shards that, each of its layers is asked which rows or columns
+it keeps, exactly those are read from the checkpoint, and our own layers take its layers' places: no DeepSpeed code runs
+in a forward pass. Embedding and output head are split by vocabulary instead (see `vocabulary`).
+"""
+
+import contextlib
+import io
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from serving.config import ModelConfig
+from serving.engine.assembly import Assembly, Plan, Share, recompute_buffers
+from serving.engine.attend import Attend, AttentionSpec
+from serving.engine.checkpoint import open_checkpoint
+from serving.engine.collectives import Collectives
+from serving.engine.families import eos_token_ids, kv_replicas, read_config
+from serving.engine.shard_cache import ShardCache, shard_key
+from serving.engine.sharded_model import ShardedModel
+from serving.engine.skeleton import build_skeleton
+from serving.engine.weights import SliceReader
+from serving.errors import ModelError
+
+__all__ = ["Attend", "AttentionSpec", "ShardedModel", "init_deepspeed", "load_model"]
+
+logger = logging.getLogger(__name__)
+
+
+def init_deepspeed(one_machine: bool) -> None:
+    """Hand DeepSpeed the process group that stands: once in a process, on every rank of a group of two or more.
+
+    `one_machine`: all ranks share one, so that sums may go through shared memory. DeepSpeed judges that by LOCAL_SIZE
+    alone, which only its own launchers set, and crashes where it is wrong. Its segments are unlinked once every rank
+    has mapped them, or each generation of the group would leave 69 MB a rank behind.
+    """
+    os.environ.pop("LOCAL_SIZE", None)
+    if one_machine:
+        os.environ["LOCAL_SIZE"] = str(dist.get_world_size())
+    with _quiet():
+        import deepspeed
+        from deepspeed.comm import comm
+
+        deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
+    if not one_machine:
+        comm.cdb.shm_vector_kernel_level = 0
+    dist.barrier()
+    endpoint = f"{os.environ.get('MASTER_ADDR', '')}_{os.environ.get('MASTER_PORT', '')}"
+    segment = f"deepspeed_allreduce_buffer_{os.getuid()}_{endpoint}_{dist.get_rank()}"
+    Path("/dev/shm", segment).unlink(missing_ok=True)  # noqa: S108
+
+
+def load_model(
+    config: ModelConfig, collectives: Collectives, device: torch.device, progress: Callable[[int, int], None]
+) -> ShardedModel:
+    """This rank's share of the model. Collective: every rank of the group calls it.
+
+    `progress(loaded, total)` counts bytes of this rank's shard. Raises `ModelError` with one sentence when the model
+    cannot be served.
+    """
+    dtype = getattr(torch, config.dtype)
+    checkpoint = open_checkpoint(config.path)
+    hf, family = read_config(config)
+    skeleton = build_skeleton(hf, family, kv_replicas(hf, family, collectives.world), dtype)
+    assembly = Assembly(skeleton, checkpoint, collectives, dtype)
+    head = assembly.split_vocabulary()
+    shares = _apply_autotp(skeleton.base, collectives.world, dtype) if collectives.world > 1 else {}
+    model = assembly.finish(head, shares)
+    cache = None
+    if config.shard_cache is not None:
+        cache = ShardCache(config.shard_cache, shard_key(checkpoint, dtype, collectives.world, collectives.rank))
+    _fill(model, assembly.plan, cache, device, progress)
+    if "head.weight" not in assembly.plan:
+        model.head.weight = model.base.get_input_embeddings().weight
+    recompute_buffers(model.base, device)
+    unfilled = next(model.unfilled(), None)
+    if unfilled is not None:
+        raise ModelError(f"{config.path}: nothing was found to fill {unfilled} with; {hf.model_type} cannot be loaded")
+    model.eos_token_ids = eos_token_ids(config.path, hf)
+    return model
+
+
+def _apply_autotp(base: Any, world: int, dtype: torch.dtype) -> dict[str, Share]:
+    """Shard the decoder's linear layers, and learn what this rank keeps of each. `base` stays on meta."""
+    with _quiet():
+        import deepspeed
+        from deepspeed.module_inject.layers import TensorParallel_Layer
+
+        deepspeed.init_inference(
+            base, tensor_parallel={"tp_size": world}, dtype=dtype, replace_with_kernel_inject=False
+        )
+    base.to("meta")
+    layers = {name: layer for name, layer in base.named_modules() if isinstance(layer, TensorParallel_Layer)}
+    return {name: _share(layer) for name, layer in layers.items()}
+
+
+def _share(layer: Any) -> Share:
+    """Ask an AutoTP layer to split row (or column) numbers as it would split a weight."""
+    from deepspeed.module_inject.layers import LinearAllreduce
+
+    if isinstance(layer, LinearAllreduce):
+        columns = torch.arange(layer._orig_weight_shape[1]).unsqueeze(0)
+        layer._tp_partition([columns])
+        kept = columns[0].tolist()
+        return Share(columns=(kept[0], kept[-1] + 1) if kept else (0, 0))
+    rows = torch.arange(layer._orig_weight_shape[0])
+    layer._tp_partition([rows])
+    return Share(rows=rows.cpu())
+
+
+def _fill(
+    model: ShardedModel,
+    plan: Plan,
+    cache: ShardCache | None,
+    device: torch.device,
+    progress: Callable[[int, int], None],
+) -> None:
+    """Give the parameters their values: from the kept shard if there is one, else from the checkpoint, keeping them."""
+    dtype = model.dtype
+    shapes = {name: part.shape for name, part in plan.items()}
+    total = sum(torch.Size(shape).numel() for shape in shapes.values()) * dtype.itemsize
+    kept = None if cache is None else cache.load(shapes, dtype)
+    reader, loaded = SliceReader(), 0
+    for name, part in plan.items():
+        tensor = reader.read(part, dtype) if kept is None else kept[name]
+        model.assign(name, tensor.to(device))
+        loaded += tensor.nbytes
+        progress(loaded, total)
+    if cache is not None and kept is None:
+        cache.save({name: model.get_parameter(name) for name in plan})
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep DeepSpeed's prints off standard output, which belongs to whoever started us; they stay in our debug log."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):
+            yield
+    finally:
+        # Its logger holds on to the standard output it found; ours decides instead.
+        theirs = logging.getLogger("DeepSpeed")
+        theirs.handlers.clear()
+        theirs.propagate = True
+        theirs.setLevel(logging.ERROR)
+        if said.getvalue():
+            logger.debug("DeepSpeed: %s", said.getvalue().strip())

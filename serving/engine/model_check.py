@@ -1,0 +1,16 @@
+"""Finds what is wrong with a model folder before any process is started: reads headers, never a tensor."""
+
+import torch
+
+from serving.config import ModelConfig
+from serving.engine.checkpoint import open_checkpoint
+from serving.engine.families import kv_replicas, read_config
+from serving.engine.skeleton import build_skeleton
+
+
+def check_model(config: ModelConfig, tensor_parallel_size: int) -> None:
+    """Raises `ModelError` with one sentence if loading would fail for a reason that the files show. Takes seconds."""
+    checkpoint = open_checkpoint(config.path)
+    hf, family = read_config(config)
+    kv_replicas(hf, family, tensor_parallel_size)
+    build_skeleton(hf, family, 1, getattr(torch, config.dtype)).check(checkpoint)

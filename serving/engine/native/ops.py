@@ -1,0 +1,174 @@
+"""The kernels as functions of tensors. Only called where `available()` says so; shapes are the caller's to get right."""
+
+
+from ctypes import c_float, c_int, c_int64, c_void_p
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from serving.engine.native.library import library
+
+PANEL = 32
+"""Output rows of a packed panel."""
+LANES = 16
+"""Widths and block sizes must be multiples of it."""
+
+NONE, SILU, GELU_TANH = 0, 1, 2
+"""Activations of a gated product."""
+
+
+def available() -> bool:
+    """Whether this processor can run the kernels."""
+    return library() is not None
+
+
+def _bind(name: str, *types: Any) -> Any:
+    """The C function, its argument types declared; None where there is no library."""
+    found = library()
+    if found is None:
+        return None
+    function = getattr(found, name)
+    function.argtypes, function.restype = types, None
+    return function
+
+
+_P, _I, _L, _F = c_void_p, c_int, c_int64, c_float
+_pack = _bind("gw_pack", _I, _P, _L, _L, _P)
+_product = _bind("gw_product", _I, _P, _L, _L, _L, _P, _L, _P, _P, _L, _I, _I)
+_norm = _bind("gw_add_rms_norm", _I, _P, _P, _P, _P, _L, _L, _F, _F)
+_rotate = _bind("gw_rotate", _I, _P, _L, _L, _L, _L, _L, _P, _P)
+_keep = _bind("gw_keep", _I, _P, _P, _L, _L, _L, _P, _P, _L, _P, _L, _L)
+_attend = _bind(
+    "gw_attend", _I, _P, _P, _L, _L, _L, _F, _F, _L, _P, _L, _P, _P, _L, _P, _P, _L, _L, _P, _L, _I
+)  # fmt: skip
+
+
+def _is_bf16(tensor: Tensor) -> int:
+    return int(tensor.dtype is torch.bfloat16)
+
+
+def packable(weight: Tensor) -> bool:
+    """Whether `pack` takes this weight: two dimensions, on the CPU, an even number of inputs."""
+    return (
+        weight.dim() == 2
+        and weight.device.type == "cpu"
+        and weight.dtype in (torch.bfloat16, torch.float32)
+        and weight.shape[1] % 2 == 0
+    )
+
+
+def pack(weight: Tensor) -> Tensor:
+    """[N, K] -> panels [ceil(N / 32), K / pair, 32, pair], where pair is 2 for bfloat16 and 1 for float32."""
+    rows, inputs = weight.shape
+    pair = 2 if weight.dtype is torch.bfloat16 else 1
+    packed = torch.empty(-(-rows // PANEL), inputs // pair, PANEL, pair, dtype=weight.dtype)
+    contiguous = weight.contiguous()
+    _pack(_is_bf16(weight), contiguous.data_ptr(), rows, inputs, packed.data_ptr())
+    return packed
+
+
+def pack_gated(gate: Tensor, up: Tensor) -> Tensor:
+    """Two [N, K], N a multiple of 16, interleaved by 16 rows, so that one product ends in act(gate) * up."""
+    rows, inputs = gate.shape
+    both = torch.stack([gate.view(rows // LANES, LANES, inputs), up.view(rows // LANES, LANES, inputs)], dim=1)
+    return pack(both.reshape(2 * rows, inputs))
+
+
+def unpack_rows(packed: Tensor, rows: Tensor) -> Tensor:
+    """Rows of the weight that was packed: int64 [T] -> [T, K]. An embedding lookup in a packed output head."""
+    return packed[rows // PANEL, :, rows % PANEL].flatten(1)
+
+
+def product(
+    x: Tensor, packed: Tensor, outputs: int, bias: Tensor | None, activation: int = NONE, threads: int = 1
+) -> Tensor:
+    """[M, K] times a packed [outputs, K], transposed, plus bias: [M, outputs], or half of that when gated."""
+    rows, inputs = x.shape
+    width = outputs if activation == NONE else outputs // 2
+    y = torch.empty(rows, width, dtype=x.dtype)
+    _product(
+        _is_bf16(x), x.data_ptr(), x.stride(0), rows, inputs, packed.data_ptr(), outputs,
+        None if bias is None else bias.data_ptr(), y.data_ptr(), width, activation, threads,
+    )  # fmt: skip
+    return y
+
+
+def add_rms_norm(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
+    """x += delta in place (when given); x / rms(x) * (weight + offset). All contiguous, [M, H], H a multiple of 16."""
+    y = torch.empty_like(x)
+    _norm(
+        _is_bf16(x), x.data_ptr(), None if delta is None else delta.data_ptr(), weight.data_ptr(), y.data_ptr(),
+        x.numel() // x.shape[-1], x.shape[-1], eps, offset,
+    )  # fmt: skip
+    return y
+
+
+def rotate(x: Tensor, heads: int, dim: int, cos: Tensor, sin: Tensor) -> None:
+    """Rotary embedding by halves, in place. x: [T, >= heads * dim], its rows may be apart; cos, sin: float32 [T, r / 2]."""
+    _rotate(
+        _is_bf16(x), x.data_ptr(), x.stride(0), x.shape[0], heads, dim, 2 * cos.shape[1], cos.data_ptr(), sin.data_ptr()
+    )
+
+
+def keep(
+    keys: Tensor, values: Tensor, block_size: int, slots: Tensor, key: Tensor, value: Tensor, heads: int, dim: int
+) -> None:
+    """Write [T, heads * dim] keys and values (rows may be apart) to their slots, int64 [T]."""
+    _keep(
+        _is_bf16(key), keys.data_ptr(), values.data_ptr(), block_size, heads, dim, slots.data_ptr(),
+        key.data_ptr(), key.stride(0), value.data_ptr(), value.stride(0), len(slots),
+    )  # fmt: skip
+
+
+def attend(
+    keys: Tensor,
+    values: Tensor,
+    block_size: int,
+    kv_heads: int,
+    dim: int,
+    query: Tensor,
+    heads: int,
+    tables: Tensor,
+    table_of: Tensor,
+    positions: Tensor,
+    scratch: Tensor,
+    scale: float,
+    window: int,
+    softcap: float,
+) -> Tensor:
+    """Every row's causal attention over its sequence's blocks.
+
+    Args:
+        keys: the cache's, in the kernels' own order.
+        values: as `keys`.
+        block_size: tokens in a block, a multiple of 16.
+        kv_heads: of this rank.
+        dim: of a head, a multiple of 16.
+        query: [T, >= heads * dim], rows may be apart.
+        heads: query heads of this rank.
+        tables: int32 [sequences, blocks].
+        table_of: int32 [T], which table each row uses.
+        positions: int64 [T].
+        scratch: float32 [threads, 4, longest sequence rounded up to 16].
+        scale: of the scores.
+        window: positions looked back at, 0 for all.
+        softcap: 0 for none.
+
+    Returns:
+        [T, heads * dim].
+    """
+    out = torch.empty(len(positions), heads * dim, dtype=query.dtype)
+    _attend(
+        _is_bf16(query), keys.data_ptr(), values.data_ptr(), block_size, kv_heads, dim, scale, softcap, window,
+        query.data_ptr(), query.stride(0), out.data_ptr(), tables.data_ptr(), tables.stride(0), table_of.data_ptr(),
+        positions.data_ptr(), len(positions), heads, scratch.data_ptr(), scratch.shape[-1], scratch.shape[0],
+    )  # fmt: skip
+    return out
+
+
+def scratch_for(longest: int, threads: int) -> Tensor:
+    """Room for the scores of sequences up to `longest` tokens."""
+    return torch.empty(threads, 4, -(-longest // LANES) * LANES, dtype=torch.float32)
+
+

@@ -1,0 +1,82 @@
+"""Rank 0's side of the conversation with its gateways: commands in, one message a step out."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
+
+from serving.engine.scheduler import Scheduler
+from serving.link import LinkServer
+from serving.messages import Beat, Cancel, Delta, EngineStats, Pulse, StepOutput, StepPlan, Submit, ToEngine
+
+
+class Outbox:
+    """Hands commands to the scheduler and results to whoever asked. Forgets a gateway that falls silent."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        link: LinkServer,
+        generation: int,
+        peer_timeout_s: float,
+        seconds: Counter[str],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`seconds` is the runner's count of time by phase; this side adds its own phases to it."""
+        self._scheduler = scheduler
+        self._link = link
+        self._generation = generation
+        self._peer_timeout_s = peer_timeout_s
+        self._seconds = seconds
+        self._clock = clock
+        self._heard: dict[bytes, float] = {}
+        self._steps = 0
+        self._broadcast_bytes = 0
+
+    def take(self, arrivals: Sequence[tuple[bytes, ToEngine]]) -> None:
+        """Apply what gateways sent, and drop the requests of those that have been silent for too long."""
+        now = self._clock()
+        for peer, message in arrivals:
+            self._heard[peer] = now
+            match message:
+                case Submit():
+                    self._submit(peer, message)
+                case Cancel():
+                    self._scheduler.cancel(message.ids, peer)
+                case Beat():
+                    pass
+        for peer in [peer for peer, heard in self._heard.items() if now - heard > self._peer_timeout_s]:
+            self._scheduler.cancel_owner(peer)
+            del self._heard[peer]
+
+    def _submit(self, peer: bytes, submit: Submit) -> None:
+        ended = self._scheduler.add(submit, peer)
+        if ended is not None:
+            self._link.send(peer, self._output([ended]))
+
+    def emit(self, plan: StepPlan, results: Mapping[Hashable, list[Delta]]) -> None:
+        """One message to each gateway with all that the step did to its requests."""
+        self._steps = plan.number
+        for peer, deltas in results.items():
+            assert isinstance(peer, bytes)
+            self._link.send(peer, self._output(deltas))
+
+    def pulse(self) -> None:
+        """Tell every gateway that rank 0 lives and idles."""
+        for peer in self._heard:
+            self._link.send(peer, Pulse(generation=self._generation, stats=self.stats()))
+
+    def account(self, sent: int, **seconds: float) -> None:
+        """Add a step's broadcast bytes and its seconds by phase."""
+        self._broadcast_bytes += sent
+        self._seconds.update(seconds)
+
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            **self._scheduler.counters(),
+            steps=self._steps,
+            broadcast_bytes=self._broadcast_bytes,
+            phase_seconds=dict(self._seconds),
+        )
+
+    def _output(self, deltas: list[Delta]) -> StepOutput:
+        return StepOutput(generation=self._generation, step=self._steps, deltas=deltas, stats=self.stats())

@@ -1,0 +1,47 @@
+"""What changes a row's logits before the draw and needs no other rank: bias, penalties, forbidden ends."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from serving.messages import Sampling
+
+
+def adjust(
+    row: Tensor, sampling: Sampling, tokens: Sequence[int], prompt_len: int, first_id: int, eos_ids: frozenset[int]
+) -> None:
+    """Apply bias, penalties and `min_tokens` in place.
+
+    Args:
+        row: float32 [slice], logits of ids [first_id, first_id + slice).
+        sampling: the request's parameters.
+        tokens: prompt, then output.
+        prompt_len: tokens of the prompt.
+        first_id: first id of this rank's slice.
+        eos_ids: ids that end a sequence unless `ignore_eos`.
+    """
+    for token, bias in sampling.logit_bias.items():
+        if 0 <= token - first_id < len(row):
+            row[token - first_id] += bias
+    if sampling.repetition_penalty != 1.0:
+        _repetition(row, sampling.repetition_penalty, tokens, first_id)
+    if sampling.presence_penalty != 0.0 or sampling.frequency_penalty != 0.0:
+        counts = torch.bincount(_local(tokens[prompt_len:], first_id, row), minlength=len(row))
+        row -= sampling.frequency_penalty * counts + sampling.presence_penalty * (counts > 0)
+    if len(tokens) - prompt_len < sampling.min_tokens:
+        ends = set(sampling.stop_token_ids) | (set() if sampling.ignore_eos else eos_ids)
+        row[_local(sorted(ends), first_id, row)] = float("-inf")
+
+
+def _repetition(row: Tensor, penalty: float, tokens: Sequence[int], first_id: int) -> None:
+    """As CTRL (Keskar et al., 2019) and Hugging Face have it: seen ids become less likely whatever their sign."""
+    seen = _local(tokens, first_id, row).unique()
+    values = row[seen]
+    row[seen] = torch.where(values > 0, values / penalty, values * penalty)
+
+
+def _local(ids: Sequence[int], first_id: int, row: Tensor) -> Tensor:
+    """int64: indices into `row` of those `ids` that this rank holds."""
+    index = torch.tensor(ids, dtype=torch.int64, device=row.device) - first_id
+    return index[(index >= 0) & (index < len(row))]

@@ -1,0 +1,48 @@
+"""Plan -> tensors -> forward -> tokens: what every rank computes in a step, the same everywhere."""
+
+import time
+from collections import Counter
+
+import torch
+
+from serving.engine.attention import RaggedAttention
+from serving.engine.batch import build_batch
+from serving.engine.mirror import Mirror
+from serving.engine.model import ShardedModel
+from serving.engine.sampler import Sampled, Sampler, SamplingRow
+from serving.messages import StepPlan
+
+
+class Runner:
+    """One rank's computing half: its mirror of the scheduler's state, its shard, its cache, its sampler."""
+
+    def __init__(self, model: ShardedModel, attention: RaggedAttention, sampler: Sampler, block_size: int) -> None:
+        self._model = model
+        self._attention = attention
+        self._sampler = sampler
+        self._block_size = block_size
+        self._mirror = Mirror()
+        self.seconds: Counter[str] = Counter()
+        """Time spent so far, by phase: forward, sample."""
+        model.attach(attention)
+
+    @torch.inference_mode()
+    def execute(self, plan: StepPlan) -> Sampled:
+        """Apply the plan, compute its rows, draw their next tokens. Collective where the plan has rows."""
+        began = time.perf_counter()
+        self._mirror.apply(plan)
+        rows = self._mirror.rows(plan)
+        if not rows:
+            return Sampled([], None)
+        batch = build_batch(self._mirror, rows, self._block_size, self._model.device)
+        self._attention.begin(batch)
+        hidden = self._model.hidden_states(batch.input_ids, batch.positions)
+        drawn = [self._mirror.sequences[row.handle] for row in rows if row.samples]
+        logits = self._model.logits(hidden[batch.sampled]) if drawn else None
+        computed = time.perf_counter()
+        asked = [SamplingRow(s.sampling, s.tokens, s.prompt_len) for s in drawn]
+        sampled = Sampled([], None) if logits is None else self._sampler.sample(logits, asked)
+        self._mirror.commit(plan, sampled.tokens)
+        self.seconds["forward"] += computed - began
+        self.seconds["sample"] += time.perf_counter() - computed
+        return sampled

@@ -1,0 +1,118 @@
+"""One rank's shard as a safetensors file of its own, so that a restart maps it straight back.
+
+The file's name is a hash of all that the shard depends on: the model's configuration and files (by name, size and time
+of change), the number format, the group's size and the rank, and the versions of what decides the split. Nothing is
+ever deleted but a file that fails its checksums; old files may be removed at any time. A cache that cannot be written
+costs a slower restart, never the service.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import tempfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from serving.engine.checkpoint import Checkpoint
+
+VERSION = 1
+ALIGNMENT = 64
+FORMATS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+
+logger = logging.getLogger(__name__)
+
+
+class ShardCache:
+    """One shard's file. `load` and `save` never raise for a bad file or a full disk; they log."""
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self.file = folder.expanduser() / f"{key}.safetensors"
+
+    def load(self, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> dict[str, Tensor] | None:
+        """The tensors, mapped from the file and checked; None, and no file, unless all are there and whole."""
+        if not self.file.is_file():
+            return None
+        try:
+            return self._read(shapes, dtype)
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            logger.warning("%s: the kept shard is broken and will be made anew: %s", self.file, error)
+            self._remove()
+            return None
+
+    def save(self, tensors: Mapping[str, Tensor]) -> None:
+        """Keep the shard: written beside its place and renamed, so that no reader ever sees half of it."""
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            handle, scratch = tempfile.mkstemp(dir=self.file.parent, prefix=self.file.stem, suffix=".partial")
+        except OSError as error:
+            logger.warning(
+                "%s: the shard is not kept, a restart will read the model again: %s", self.file.parent, error
+            )
+            return
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                _write(stream, tensors)
+            Path(scratch).replace(self.file)
+        except OSError as error:
+            logger.warning("%s: the shard is not kept, a restart will read the model again: %s", self.file, error)
+            Path(scratch).unlink(missing_ok=True)
+
+    def _read(self, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> dict[str, Tensor]:
+        with safe_open(self.file, framework="pt") as stream:
+            checksums = json.loads(stream.metadata()["crc32"])
+            tensors = {name: stream.get_tensor(name) for name in shapes}
+        for name, tensor in tensors.items():
+            if tuple(tensor.shape) != tuple(shapes[name]) or tensor.dtype != dtype:
+                raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}")
+            if zlib.crc32(_bytes(tensor)) != checksums[name]:
+                raise ValueError(f"the checksum of {name} is wrong")
+        return tensors
+
+    def _remove(self) -> None:
+        try:
+            self.file.unlink(missing_ok=True)
+        except OSError as error:
+            logger.warning("%s: cannot be removed: %s", self.file, error)
+
+
+def shard_key(checkpoint: Checkpoint, dtype: torch.dtype, world: int, rank: int) -> str:
+    """A hash of everything the shard's bytes depend on."""
+    digest = hashlib.sha256((checkpoint.folder / "config.json").read_bytes())
+    for file in checkpoint.files:
+        status = file.stat()
+        digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+    versions = [importlib.metadata.version(package) for package in ("deepspeed", "transformers")]
+    digest.update(f"{VERSION} {dtype} {world} {rank} {versions}".encode())
+    return digest.hexdigest()[:32]
+
+
+def _write(stream: BinaryIO, tensors: Mapping[str, Tensor]) -> None:
+    """The safetensors format, streamed: the library's own writer would first copy the whole shard."""
+    header: dict[str, object] = {}
+    checksums, offset = {}, 0
+    for name, tensor in tensors.items():
+        content = _bytes(tensor)
+        checksums[name] = zlib.crc32(content)
+        span = [offset, offset + content.nbytes]
+        header[name] = {"dtype": FORMATS[tensor.dtype], "shape": list(tensor.shape), "data_offsets": span}
+        offset += content.nbytes
+    header["__metadata__"] = {"crc32": json.dumps(checksums)}
+    text = json.dumps(header).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    stream.write(len(text).to_bytes(8, "little") + text)
+    for tensor in tensors.values():
+        stream.write(_bytes(tensor))
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """A tensor's bytes; without a copy when it lies contiguous on the CPU."""
+    flat = tensor.detach().cpu().contiguous().view(-1)
+    return flat.view(torch.uint8).numpy().data

@@ -1,0 +1,145 @@
+"""The model's tokenizer: text and chats to ids, ids to text. The only module here that imports transformers.
+
+That import takes seconds and brings torch along, so it happens when a tokenizer is loaded, not before.
+"""
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from serving.config import ModelConfig
+from serving.errors import InvalidRequest, ModelError
+from serving.gateway.detokenizer import ByteDetokenizer, Detokenizer, WindowDetokenizer, byte_level_alphabet
+from serving.messages import TokenId
+
+_CHARS_PER_TOKEN = 32
+"""No prompt of more characters than that per token of `max_model_len` is tokenized at all."""
+_OFF_LOOP_CHARS = 4096
+"""Longer texts are encoded in a thread, about 1 ms of work; shorter ones cost less than going there."""
+
+
+class Tokenizer:
+    """Safe for use from one event loop; long texts are encoded off it."""
+
+    vocab_size: int
+    """Ids that the model knows: 0 <= id < vocab_size."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        """Read the tokenizer from the model's folder. Raises `ModelError` when there is none that can be used."""
+        self._hf = _load(config)
+        self.vocab_size = _vocab_size(config.path) or len(self._hf)
+        self._max_chars = _CHARS_PER_TOKEN * config.max_model_len
+        self._max_model_len = config.max_model_len
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizer")
+        added = self._hf.added_tokens_decoder.items()
+        self._special = {*self._hf.all_special_ids, *(token for token, entry in added if entry.special)}
+        self._byte_level = _is_byte_level(self._hf)
+        self._alphabet = byte_level_alphabet()
+        self._bytes: dict[TokenId, bytes] = {}
+
+    async def encode(self, text: str, *, param: str, special: bool = True) -> list[TokenId]:
+        """Ids of a prompt; `special` adds the beginning-of-sequence token where the model has one.
+
+        Raises `InvalidRequest`, naming `param`, when the text is certainly longer than the model's context.
+        """
+        if len(text) > self._max_chars:
+            raise InvalidRequest(
+                f"{param}: {len(text)} characters cannot fit the {self._max_model_len} tokens of this model's context",
+                param=param,
+                code="context_length_exceeded",
+            )
+        if len(text) <= _OFF_LOOP_CHARS:
+            return self._encode(text, special)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._encode, text, special)
+
+    def _encode(self, text: str, special: bool) -> list[TokenId]:
+        ids: list[TokenId] = self._hf.encode(text, add_special_tokens=special)
+        return ids
+
+    async def encode_chat(self, messages: Sequence[Mapping[str, str]], *, param: str) -> list[TokenId]:
+        """Ids of a chat in the model's own template, up to where the assistant's answer begins."""
+        return await self.encode(self._render(messages, param), param=param, special=False)
+
+    def _render(self, messages: Sequence[Mapping[str, str]], param: str) -> str:
+        from jinja2 import TemplateError
+
+        if not self._hf.chat_template:
+            raise InvalidRequest(f"{param}: this model has no chat template; use /v1/completions", param=param)
+        try:
+            text: str = self._hf.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+        except TemplateError as error:
+            raise InvalidRequest(f"{param}: the model's chat template refuses it: {error}", param=param) from error
+        return text
+
+    def decode(self, ids: Sequence[TokenId]) -> str:
+        """Text of all ids but the special ones. Spaces stay as they are, since a stream could not take them back."""
+        text: str = self._hf.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+    def detokenizer(self) -> Detokenizer:
+        """A fresh one for one sequence; its pieces joined are `decode` of all its ids."""
+        if self._byte_level:
+            return ByteDetokenizer(self.token_bytes)
+        return WindowDetokenizer(self.decode, self._is_byte)
+
+    def token_bytes(self, token: TokenId) -> bytes:
+        """The bytes that one token stands for; none for a special token."""
+        known = self._bytes.get(token)
+        if known is None:
+            known = self._bytes[token] = self._compute_bytes(token)
+        return known
+
+    def _compute_bytes(self, token: TokenId) -> bytes:
+        name = self._hf.convert_ids_to_tokens(token)
+        if name is None or token in self._special:
+            return b""
+        if not self._byte_level:
+            return self.decode([token]).encode()
+        if all(char in self._alphabet for char in name):
+            return bytes(self._alphabet[char] for char in name)
+        return bytes(name.encode())
+
+    def _is_byte(self, token: TokenId) -> bool:
+        """Is it one raw byte, as vocabularies with byte fallback have for all that they have no token for?"""
+        name = self._hf.convert_ids_to_tokens(token)
+        return name is not None and len(name) == 6 and name.startswith("<0x") and name.endswith(">")
+
+    def text(self, token: TokenId) -> str:
+        """How one token is shown by itself, special ones by name."""
+        if token in self._special:
+            return str(self._hf.convert_ids_to_tokens(token))
+        return self.token_bytes(token).decode("utf-8", "replace")
+
+
+def _load(config: ModelConfig) -> Any:
+    from transformers import AutoTokenizer
+
+    if not config.path.is_dir():
+        raise ModelError(f"model.path {config.path}: no such folder")
+    try:
+        return AutoTokenizer.from_pretrained(
+            config.path, local_files_only=True, trust_remote_code=config.trust_remote_code
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(f"model.path {config.path}: no usable tokenizer: {str(error).splitlines()[0]}") from error
+
+
+def _vocab_size(path: Path) -> int | None:
+    """Of the model's own configuration, which may be padded beyond the tokenizer's."""
+    file = path / "config.json"
+    if not file.is_file():
+        return None
+    tree = json.loads(file.read_text(encoding="utf-8"))
+    size = tree.get("vocab_size") or tree.get("text_config", {}).get("vocab_size")
+    return int(size) if size else None
+
+
+def _is_byte_level(tokenizer: Any) -> bool:
+    """Does the tokenizer decode by GPT-2's byte alphabet alone, with nothing before or after?"""
+    if not tokenizer.is_fast:
+        return False
+    decoder = json.loads(tokenizer.backend_tokenizer.to_str()).get("decoder") or {}
+    return bool(decoder.get("type") == "ByteLevel")

@@ -1,0 +1,197 @@
+"""Follows the group from one generation to the next, and keeps the one link that counts.
+
+What it hears goes to its `Listener`. A link ends when the group says that the generation is over, or when it has been
+silent for `fault.peer_timeout_s`; then the same generation may be tried again over a new link.
+"""
+
+import asyncio
+import logging
+import time
+from typing import Protocol
+
+from serving.config import FaultConfig
+from serving.gateway.totals import Totals
+from serving.link import LinkClient, LinkLost
+from serving.messages import Beat, EngineStats, Snapshot, StepOutput, ToEngine
+
+log = logging.getLogger(__name__)
+
+_POLL_S = 5.0
+"""How long one look at the group may wait for news."""
+_RETRY_S = 0.5
+"""Pause before looking again for a group that cannot be asked."""
+_WITH_LINK = frozenset({"ready", "draining"})
+"""States in which the generation that is there goes on computing."""
+
+
+class GroupView(Protocol):
+    """What a gateway sees of the group's registry."""
+
+    async def changed(self, after_version: int, timeout_s: float) -> Snapshot | None:
+        """The newest snapshot once its version is over `after_version`, or after `timeout_s`; None: no registry."""
+        ...
+
+
+class Listener(Protocol):
+    """Who is told. Called from the event loop, one call at a time."""
+
+    def on_link(self) -> None:
+        """A link stands; nothing was submitted on it yet."""
+
+    def on_loss(self) -> None:
+        """The link is gone, with all that was submitted on it."""
+
+    def on_output(self, output: StepOutput) -> None:
+        """A step's output, of the generation that counts."""
+
+    def on_end(self, reason: str) -> None:
+        """There will be no further generation, or there has been none for too long."""
+
+
+class Uplink:
+    """The gateway's only way to the group."""
+
+    def __init__(self, group: GroupView, fault: FaultConfig, listener: Listener) -> None:
+        self.snapshot: Snapshot | None = None
+        """The last one seen; may be older than the group when `registered` is false."""
+        self.registered = False
+        self.ever_ready = False
+        self.totals = Totals()
+        self._group = group
+        self._fault = fault
+        self._listener = listener
+        self._link: LinkClient | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._linked_to: Snapshot | None = None
+        self._heard = False
+        self._heard_at = self._lost_at = time.monotonic()
+        self._seen_version = -1
+
+    @property
+    def ready(self) -> bool:
+        """Has the generation that counts been heard on the link that stands?"""
+        return self._link is not None and self._heard
+
+    @property
+    def linked(self) -> bool:
+        """Is there a link to send on?"""
+        return self._link is not None
+
+    @property
+    def stats(self) -> EngineStats:
+        """The engine's state when last heard."""
+        return self.totals.last
+
+    def send(self, message: ToEngine) -> None:
+        """Send if there is a link; a link that takes nothing any more is given up."""
+        if self._link is None:
+            return
+        try:
+            self._link.send(message)
+        except LinkLost as error:
+            self._lose(str(error))
+
+    async def run(self) -> None:
+        """Follow the group until cancelled."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._follow())
+                tasks.create_task(self._beat())
+        finally:
+            self._drop_link()
+
+    async def _follow(self) -> None:
+        while True:
+            snapshot = await self._look()
+            self.registered = snapshot is not None
+            if snapshot is None:
+                self._seen_version = -1
+                await asyncio.sleep(_RETRY_S)
+                continue
+            self._seen_version = snapshot.version
+            self._turn_to(snapshot)
+
+    async def _look(self) -> Snapshot | None:
+        try:
+            return await self._group.changed(self._seen_version, _POLL_S)
+        except Exception as error:  # whatever the registry's transport raises means the same: it cannot be asked
+            log.warning("the group's registry cannot be asked: %s", error)
+            return None
+
+    def _turn_to(self, snapshot: Snapshot) -> None:
+        """Make the link what the group's state asks for."""
+        self.snapshot = snapshot
+        if snapshot.state not in _WITH_LINK:
+            self._lose(f"the group is {snapshot.state}")
+        elif self._linked_to is not None and snapshot.endpoint != self._linked_to.endpoint:
+            self._lose(f"generation {snapshot.generation} took over")
+        if snapshot.state in {"failed", "stopped"}:
+            self._listener.on_end(end_reason(snapshot))
+        if snapshot.state == "ready" and self._link is None:
+            self._connect(snapshot)
+
+    def _connect(self, snapshot: Snapshot) -> None:
+        if snapshot.endpoint is None:
+            return
+        log.info("link to generation %d at %s", snapshot.generation, snapshot.endpoint.address)
+        self._link = LinkClient(snapshot.endpoint)
+        self._linked_to = snapshot
+        self._heard_at = time.monotonic()
+        self._reader = asyncio.create_task(self._read(self._link, snapshot.generation))
+        self.send(Beat())
+        self._listener.on_link()
+
+    async def _read(self, link: LinkClient, generation: int) -> None:
+        while link is self._link:
+            message = await link.receive()
+            if message.generation != generation:
+                continue
+            self._heard = self.ever_ready = True
+            self._heard_at = time.monotonic()
+            self.totals.add(generation, message.stats)
+            if isinstance(message, StepOutput):
+                self._listener.on_output(message)
+
+    def _lose(self, reason: str) -> None:
+        if self._link is None:
+            return
+        log.warning("link lost: %s", reason)
+        self._drop_link()
+        self._lost_at = time.monotonic()
+        self._listener.on_loss()
+
+    def _drop_link(self) -> None:
+        if self._reader is not None:
+            self._reader.cancel()
+        if self._link is not None:
+            self._link.close()
+        self._link = self._reader = self._linked_to = None
+        self._heard = False
+
+    async def _beat(self) -> None:
+        """Say every so often that the gateway lives, and mind that the group does."""
+        interval = min(1.0, self._fault.peer_timeout_s / 5)
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(interval)
+            if time.monotonic() - before > 2 * interval:
+                # This process itself was held up: what rank 0 said meanwhile still lies in the socket.
+                self._heard_at = time.monotonic()
+            self._mind_the_silence()
+            self.send(Beat())
+
+    def _mind_the_silence(self) -> None:
+        now = time.monotonic()
+        if self._link is not None and now - self._heard_at > self._fault.peer_timeout_s:
+            self._lose(f"rank 0 was silent for {self._fault.peer_timeout_s:g} s")
+            if self.snapshot is not None and self.snapshot.state == "ready":
+                self._connect(self.snapshot)
+        elif self._link is None and now - self._lost_at > self._fault.restart_window_s:
+            self._listener.on_end(f"the group has been gone for {self._fault.restart_window_s:g} s")
+
+
+def end_reason(snapshot: Snapshot) -> str:
+    """A sentence on why no generation will follow."""
+    if snapshot.state == "failed":
+        return f"the group has failed: {snapshot.first_failure or 'no reason is known'}"
+    return f"the group is {snapshot.state}"

@@ -1,0 +1,88 @@
+"""What happens between Ray giving us processes and those processes being a group: the Train backend.
+
+Runs in the Train controller at every (re)start: each rank names its network interface, the registry counts a new
+generation, every rank is told its number, and only then is the process group made. A set-up that fails is counted
+like any other break of the group.
+"""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.train.torch.config import TorchConfig, _TorchBackend
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
+
+from serving.errors import GroupFailed
+from serving.messages import RankInfo
+from serving.runtime.network import Place, choose_interface, on_one_machine
+from serving.runtime.registry import RegistryClient
+
+GENERATION = "GANGWAY_GENERATION"
+ONE_MACHINE = "GANGWAY_ONE_MACHINE"
+
+COLLECTIVE_TIMEOUT_S = 600
+"""For the set-up of the process group and the collectives of loading, where one rank may read its shard from a slow
+disk long after the others. Steps have their own, shorter limits."""
+
+GLOO_ADVICE = "This is typically caused by"
+"""Begins what gloo adds to every lost connection."""
+
+
+class GroupBackend(_TorchBackend):  # type: ignore[misc]
+    """Torch's backend with the generation and the network settled first."""
+
+    def on_start(self, worker_group: Any, backend_config: "GroupTorchConfig") -> None:
+        """Form a generation. Raises `GroupFailed` when none may be formed any more."""
+        registry = RegistryClient(backend_config.group)
+        places = worker_group.execute(_settle)
+        generation = registry.form([_rank_info(rank, place) for rank, place in enumerate(places)])
+        worker_group.execute(_remember, generation, on_one_machine(places))
+        try:
+            super().on_start(worker_group, backend_config)
+        except Exception as error:
+            reason = f"the process group could not be set up: {first_line(error)}"
+            if registry.fail(generation, reason):
+                raise WorkerGroupStartupFailedError(reason) from error
+            raise GroupFailed(reason) from error
+
+    def on_shutdown(self, worker_group: Any, backend_config: "GroupTorchConfig") -> None:
+        """Nothing: the processes are ended next, and destroying a group that has lost a rank can hang for minutes."""
+
+
+@dataclass
+class GroupTorchConfig(TorchConfig):  # type: ignore[misc]
+    """`TorchConfig` for the ranks of `group`."""
+
+    group: str = ""
+    timeout_s: int = COLLECTIVE_TIMEOUT_S
+
+    @property
+    def backend_cls(self) -> type[GroupBackend]:
+        return GroupBackend
+
+
+def first_line(error: BaseException) -> str:
+    """An error as one line: its type and the first line of its text."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, BaseException):
+        return first_line(cause)
+    text = str(error).partition(GLOO_ADVICE)[0].strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+def _settle() -> Place:
+    """On each rank: name the interface for gloo and NCCL, and tell where this is."""
+    ip = ray.util.get_node_ip_address()
+    node_id = ray.get_runtime_context().get_node_id()
+    return Place(node_id=node_id, ip=ip, pid=os.getpid(), interface=choose_interface(ip))
+
+
+def _remember(generation: int, one_machine: bool) -> None:
+    """On each rank: keep what the train function needs to know of its group."""
+    os.environ[GENERATION] = str(generation)
+    os.environ[ONE_MACHINE] = str(int(one_machine))
+
+
+def _rank_info(rank: int, place: Place) -> RankInfo:
+    return RankInfo(rank=rank, node_id=place.node_id, ip=place.ip, pid=place.pid, device="")

@@ -1,0 +1,98 @@
+"""The worker group as one Ray Train run: `TorchTrainer` restarts it, the registry says for how long."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import ray.train
+from ray.exceptions import RayActorError
+from ray.train.torch import TorchTrainer
+
+from serving.config import Config
+from serving.errors import GroupFailed
+from serving.runtime.backend import GroupTorchConfig, first_line
+from serving.runtime.registry import RegistryClient, open_registry
+from serving.runtime.worker import run_rank
+
+TRAIN_SETTINGS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+}
+"""Train's defaults are sized for training runs of hours: here a lost rank is to be seen within a second, and there are
+no trial folders or training metrics. What the user has set stays."""
+
+UNLIMITED = -1
+EXIT_DETAIL = "Worker exit detail: "
+
+
+class FailureWatch(ray.train.UserCallback):  # type: ignore[misc]
+    """In the Train controller: tells the registry which ranks died, and ends the run when that was once too often."""
+
+    def __init__(self, group: str) -> None:
+        self._group = group
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
+        """Called between the failure and Train's restart; raising here ends the run for good."""
+        registry = RegistryClient(self._group)
+        generation = registry.changed().generation
+        for rank, error in sorted(worker_exceptions.items()):
+            failure = getattr(error, "health_check_failure", error)
+            died = isinstance(failure, RayActorError)
+            reason = f"rank {rank}'s process died: {_cause_of_death(failure)}" if died else f"rank {rank} failed"
+            registry.fail(generation, reason, collateral=not died)
+        snapshot = registry.changed()
+        if snapshot.state in {"failed", "stopped"}:
+            raise GroupFailed(snapshot.first_failure or "the group failed")
+
+
+def run_group(config: Config, *, deploys: bool) -> None:
+    """Run the group until it is told to stop. Blocks; must be called inside a Ray session.
+
+    `deploys`: rank 0 puts the Serve application in front of it; otherwise that exists already. Raises `GroupFailed`
+    with the first failure's reason when it broke too often or cannot work at all.
+    """
+    registry = open_registry(config)
+    for variable, value in TRAIN_SETTINGS.items():
+        os.environ.setdefault(variable, value)
+    try:
+        make_trainer(config, deploys=deploys).fit()
+    except Exception as error:
+        registry.fail(registry.changed().generation, first_line(error), final=True, collateral=True)
+        reason = registry.changed().first_failure or first_line(error)
+        raise GroupFailed(reason) from error
+
+
+def make_trainer(config: Config, *, deploys: bool) -> TorchTrainer:
+    """The Train run of this group. How often it may restart is the registry's decision, so Train's own limits are off.
+
+    A start that fails is tried again as well: it may wait for a node that fits.
+    """
+    parallel = config.parallel
+    resources = {"CPU": parallel.cpus_per_rank} | ({"GPU": parallel.gpus_per_rank} if parallel.gpus_per_rank else {})
+    return TorchTrainer(
+        run_rank,
+        train_loop_config={"config": config.model_dump(mode="json"), "deploys": deploys},
+        torch_config=GroupTorchConfig(group=config.name),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=parallel.tensor_parallel_size,
+            use_gpu=bool(parallel.gpus_per_rank),
+            resources_per_worker=resources,
+            placement_strategy=parallel.placement,
+        ),
+        run_config=ray.train.RunConfig(
+            name=config.name,
+            storage_path=str(Path(tempfile.gettempdir()) / "gangway-runs"),
+            failure_config=ray.train.FailureConfig(max_failures=UNLIMITED, controller_failure_limit=UNLIMITED),
+            callbacks=[FailureWatch(config.name)],
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+        ),
+    )
+
+
+def _cause_of_death(error: Exception) -> str:
+    """What Ray knows of a dead process, without its list of common causes."""
+    text = " ".join(str(error).split())
+    return text.partition(EXIT_DETAIL)[2].partition("Some common causes")[0].strip() or text

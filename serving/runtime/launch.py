@@ -1,0 +1,209 @@
+"""What `gangway serve` does: check, start, wait until it answers, serve until told to stop, drain, take all down.
+
+The command is a watcher: the work is done by actors that it owns, so that they end with it, however it ends.
+"""
+
+import socket
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from typing import Any, Protocol
+
+import httpx
+import ray
+from ray import serve
+from ray.exceptions import GetTimeoutError, RayActorError
+from ray.serve.context import _get_global_client
+from ray.serve.exceptions import RayServeException
+
+from serving.config import Config
+from serving.errors import GroupFailed, OperatorError
+from serving.messages import Snapshot
+from serving.runtime.deployment import application_status, start_serve
+from serving.runtime.registry import RegistryClient
+from serving.runtime.session import require_room
+from serving.runtime.supervisor import find_supervisor, start_supervisor
+
+POLL_S = 0.5
+STOP_TIMEOUT_S = 15.0
+"""How long the ranks may take to end by themselves."""
+
+
+class Display(Protocol):
+    """Where the course of things is shown."""
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Something has changed."""
+
+    def say(self, line: str) -> None:
+        """Show one line for good."""
+
+
+class Launch:
+    """One group, from this command's start to its end. Must be used inside a Ray session."""
+
+    def __init__(self, config: Config, display: Display, stopping: threading.Event, hurry: threading.Event) -> None:
+        """`stopping` asks for an orderly end, `hurry` for one without a drain."""
+        self._config = config
+        self._display = display
+        self._stopping = stopping
+        self._hurry = hurry
+        self._registry = RegistryClient(config.name)
+        self._snapshot: Snapshot | None = None
+        self._supervisor: Any = None
+        self._outcome: Any = None
+        self._serve_was_here = False
+        self._aside = ThreadPoolExecutor(thread_name_prefix="launch")
+        self._side_work: list[Future[None]] = []
+
+    def run(self) -> None:
+        """Serve until `stopping` is set. Raises `OperatorError` when it cannot begin, `GroupFailed` when it ended."""
+        self._check()
+        began = time.monotonic()
+        try:
+            self._start()
+            if self._watch_until(self._answers):
+                self._display.say(self._ready_line(time.monotonic() - began))
+                self._watch_until(self._hurry.is_set)
+            self._drain()
+        finally:
+            self._take_down()
+
+    def _check(self) -> None:
+        name = self._config.name
+        require_room(self._config)
+        if find_supervisor(name) is not None:
+            raise OperatorError(f"a group named {name} already runs on this cluster; give this one another name")
+        self._serve_was_here = self._require_address()
+
+    def _require_address(self) -> bool:
+        """See that Serve listens, or can listen, where the configuration says; returns whether it runs already."""
+        http = self._config.http
+        client = _get_global_client(raise_if_no_controller_running=False)
+        if client is None:
+            require_free_port(http.host, http.port)
+            return False
+        if (client.http_config.host, client.http_config.port) != (http.host, http.port):
+            raise OperatorError(
+                f"Ray Serve already runs on this cluster at {client.http_config.host}:{client.http_config.port}; "
+                f"set http.host and http.port to that"
+            )
+        return True
+
+    def _start(self) -> None:
+        """Start afresh: what a command that was killed has left of this name is removed first.
+
+        While the group's processes start, Serve is started for what rank 0 will deploy, and the model is looked at.
+        """
+        self._registry.remove()
+        if self._serve_was_here and application_status(self._config.name) is not None:
+            serve.delete(self._config.name)
+        self._supervisor = start_supervisor(self._config)
+        self._outcome = self._supervisor.outcome.remote()
+        self._side_work = [self._aside.submit(work) for work in (self._start_serve, self._check_model)]
+
+    def _watch_until(self, arrived: Callable[[], bool]) -> bool:
+        """Show what happens until `arrived` (True) or `stopping` is set (False). Raises `GroupFailed`."""
+        while not self._stopping.is_set():
+            self._look()
+            if arrived():
+                return True
+        return False
+
+    def _look(self) -> None:
+        """Wait a moment for a change, and show it."""
+        with suppress(RayActorError, GetTimeoutError, ValueError):  # Ray is starting the registry again
+            snapshot = self._registry.changed(self._snapshot.version if self._snapshot else -1, POLL_S)
+            if snapshot != self._snapshot:
+                self._snapshot = snapshot
+                self._display.show(snapshot)
+        self._raise_if_over()
+
+    def _start_serve(self) -> None:
+        if not self._serve_was_here:
+            start_serve(self._config)
+
+    def _check_model(self) -> None:
+        """Find what the files show to be wrong sooner than the ranks would; only where the model is on this machine."""
+        if self._config.model.path.exists():
+            from serving.engine.model_check import check_model
+
+            check_model(self._config.model, self._config.parallel.tensor_parallel_size)
+
+    def _raise_if_over(self) -> None:
+        for work in self._side_work:
+            if work.done():
+                work.result()
+        ended, _ = ray.wait([self._outcome], timeout=0)
+        if not ended:
+            return
+        try:
+            reason = ray.get(self._outcome)
+        except RayActorError as error:
+            raise GroupFailed(f"the supervisor of the group died: {error}") from error
+        raise GroupFailed(reason or "the group has ended without being told to")
+
+    def _answers(self) -> bool:
+        """Whether /readyz says yes over real HTTP."""
+        if self._snapshot is None or self._snapshot.state != "ready":
+            return False
+        try:
+            return httpx.get(f"{self._url()}/readyz", timeout=2.0).status_code == httpx.codes.OK
+        except httpx.HTTPError:
+            return False
+
+    def _url(self) -> str:
+        http = self._config.http
+        host = http.host
+        if host in {"0.0.0.0", "::"}:  # noqa: S104  compared, not bound
+            here = ray.get_runtime_context().get_node_id()
+            lead = self._snapshot.ranks[0] if self._snapshot and self._snapshot.ranks else None
+            host = "127.0.0.1" if lead is None or lead.node_id == here else lead.ip
+        return f"http://[{host}]:{http.port}" if ":" in host else f"http://{host}:{http.port}"
+
+    def _ready_line(self, seconds: float) -> str:
+        ranks = self._config.parallel.tensor_parallel_size
+        count = f"{ranks} rank{'s' if ranks != 1 else ''}"
+        return f"ready at {self._url()}  {self._config.model.name} on {count}, after {seconds:.1f} s"
+
+    def _drain(self) -> None:
+        """Refuse new requests and let the running ones finish, up to `fault.drain_timeout_s`."""
+        if self._snapshot is None or self._snapshot.state != "ready" or self._hurry.is_set():
+            return
+        self._registry.drain()
+        gateway = serve.get_app_handle(self._config.name)
+        deadline = time.monotonic() + self._config.fault.drain_timeout_s
+        while (running := gateway.in_flight.remote().result(timeout_s=5.0)) and time.monotonic() < deadline:
+            self._display.say(f"draining: {running} requests run")
+            if self._hurry.wait(POLL_S):
+                return
+
+    def _take_down(self) -> None:
+        """End the application, the group and the registry, also when this command has failed."""
+        wait(self._side_work)
+        with suppress(RayActorError, GetTimeoutError, ValueError):  # none was made, or it has ended
+            self._registry.stop()
+        with suppress(RayServeException):  # Serve was never started
+            if application_status(self._config.name) is not None:
+                serve.delete(self._config.name)
+            if not self._serve_was_here and not serve.status().applications:
+                serve.shutdown()
+        if self._supervisor is not None:
+            ray.wait([self._outcome], timeout=STOP_TIMEOUT_S)
+            ray.kill(self._supervisor)
+        self._registry.remove()
+
+
+def require_free_port(host: str, port: int) -> None:
+    """Raise `OperatorError` when nothing could listen at this address."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise OperatorError(
+                f"cannot listen on {host}:{port}: {error.strerror}; set http.port to a free one"
+            ) from error

@@ -1,0 +1,130 @@
+"""What a person sees in the terminal: the ranks loading, the group's state, and the table of `gangway status`."""
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from serving.messages import RankInfo, Snapshot
+
+MIB = 1024 * 1024
+
+
+class PlainDisplay:
+    """Lines, for logs and pipes: each change of state, and each rank when it has loaded."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._state = ""
+        self._loaded: set[tuple[int, int]] = set()
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Print what is new."""
+        state = state_line(snapshot)
+        if state != self._state:
+            self._state = state
+            self.say(state)
+        for rank in snapshot.ranks:
+            key = (snapshot.generation, rank.rank)
+            if has_loaded(rank) and key not in self._loaded:
+                self._loaded.add(key)
+                self.say(loaded_line(rank))
+
+    def say(self, line: str) -> None:
+        """Print one line, unbroken."""
+        self._console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+class LiveDisplay(PlainDisplay):
+    """The same, with a bar for each rank while it loads."""
+
+    def __init__(self, console: Console, progress: Progress) -> None:
+        super().__init__(console)
+        self._progress = progress
+        self._bars: dict[int, TaskID] = {}
+
+    def show(self, snapshot: Snapshot) -> None:
+        super().show(snapshot)
+        for rank in snapshot.ranks:
+            if snapshot.state != "loading" or has_loaded(rank):
+                self._remove(rank.rank)
+            else:
+                self._update(rank)
+
+    def _update(self, rank: RankInfo) -> None:
+        if rank.rank not in self._bars:
+            self._bars[rank.rank] = self._progress.add_task(f"rank {rank.rank} on {rank.ip}", total=None)
+        self._progress.update(
+            self._bars[rank.rank], completed=rank.loaded_bytes, total=rank.shard_bytes if rank.shard_bytes else None
+        )
+
+    def _remove(self, rank: int) -> None:
+        if rank in self._bars:
+            self._progress.remove_task(self._bars.pop(rank))
+
+
+@contextmanager
+def make_display(*, verbose: bool) -> Iterator[PlainDisplay]:
+    """A live display in a terminal, lines elsewhere. Unless `verbose`, nothing else reaches standard output.
+
+    Ray prints what it has to say about other processes there; it is in its log files as well.
+    """
+    console = Console(file=sys.stdout)
+    with ExitStack() as stack:
+        if not verbose:
+            elsewhere = stack.enter_context(Path(os.devnull).open("w"))
+            stack.enter_context(redirect_stdout(elsewhere))
+        if not console.is_terminal:
+            yield PlainDisplay(console)
+            return
+        columns = TextColumn("  {task.description}"), BarColumn(), DownloadColumn(binary_units=True)
+        progress = Progress(*columns, TimeElapsedColumn(), console=console, transient=True, redirect_stdout=False)
+        yield LiveDisplay(console, stack.enter_context(progress))
+
+
+def has_loaded(rank: RankInfo) -> bool:
+    """Whether all of the rank's shard is in its memory."""
+    return 0 < rank.shard_bytes == rank.loaded_bytes
+
+
+def state_line(snapshot: Snapshot) -> str:
+    """The group's state in a few words, with the reason when something broke."""
+    line = f"group is {snapshot.state}"
+    if snapshot.generation > 1:
+        line += f", generation {snapshot.generation}"
+    if snapshot.state in {"restarting", "failed"} and snapshot.last_failure:
+        line += f": {snapshot.last_failure}"
+    return line
+
+
+def loaded_line(rank: RankInfo) -> str:
+    """One rank that has loaded: bytes and seconds."""
+    return f"  rank {rank.rank} on {rank.ip} holds {rank.shard_bytes / MIB:.0f} MiB after {rank.load_seconds:.1f} s"
+
+
+def print_status(status: Mapping[str, Any]) -> None:
+    """The answer of /v1/status as a table of ranks under a line about the group."""
+    console = Console()
+    plain = {key: value for key, value in status.items() if not isinstance(value, list | dict) and value is not None}
+    console.print("  ".join(f"{key}: {value}" for key, value in plain.items()), soft_wrap=True, highlight=False)
+    ranks = status.get("ranks", [])
+    if not ranks:
+        return
+    table = Table()
+    for column in ranks[0]:
+        table.add_column(column.replace("_", " "))
+    for rank in ranks:
+        table.add_row(*(_cell(key, value) for key, value in rank.items()))
+    console.print(table)
+
+
+def _cell(key: str, value: object) -> str:
+    if key.endswith("_bytes") and isinstance(value, int):
+        return f"{value / MIB:.0f} MiB"
+    return f"{value:.1f}" if isinstance(value, float) else str(value)

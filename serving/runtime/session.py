@@ -1,0 +1,70 @@
+"""The Ray session of a command: an embedded local cluster, or the one that is there; and whether a group fits it."""
+
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+from serving.config import Config, ParallelConfig
+from serving.errors import OperatorError
+from serving.runtime.environment import cluster_address
+from serving.runtime.registry import NAMESPACE
+
+NOTICES = ("ray._private.authentication.authentication_token_setup", "ray.serve")
+"""Loggers that tell of each start of a cluster, and of each call to Serve."""
+
+
+@contextmanager
+def ray_session(address: str | None, *, embedded: Config | None = None, verbose: bool = False) -> Iterator[bool]:
+    """Connect to the cluster at `address` or in RAY_ADDRESS; start one for `embedded` when neither is given.
+
+    Yields whether the cluster is an embedded one, which ends with the context. Raises `OperatorError` when there is no
+    cluster at the address.
+    """
+    for name in NOTICES:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    address = cluster_address(address)
+    common: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": verbose, "logging_level": "WARNING"}
+    try:
+        if address is not None or embedded is None:
+            ray.init(address=address or "auto", **common)
+        else:
+            ray.init(address="local", num_cpus=_embedded_cpus(embedded.parallel), include_dashboard=False, **common)
+    except (ConnectionError, ValueError) as error:
+        raise OperatorError(f"no Ray cluster answers at {address or 'this machine'}: {error}") from error
+    try:
+        yield address is None
+    finally:
+        ray.shutdown()
+
+
+def require_room(config: Config) -> None:
+    """Raise `OperatorError`, naming what is missing, when this cluster could never hold the group."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if (missing := missing_room(nodes, config.parallel)) is not None:
+        raise OperatorError(missing)
+
+
+def missing_room(nodes: Sequence[Mapping[str, float]], parallel: ParallelConfig) -> str | None:
+    """What these nodes (each: resource name -> amount in all) lack to hold every rank; None when they suffice."""
+    need = {"CPU": parallel.cpus_per_rank, "GPU": parallel.gpus_per_rank}
+    fits = [min(int(node.get(name, 0) // amount) for name, amount in need.items() if amount) for node in nodes]
+    strict = parallel.placement == "STRICT_SPREAD"
+    ranks = sum(min(fit, 1) if strict else fit for fit in fits)
+    if ranks >= parallel.tensor_parallel_size:
+        return None
+    each = ", ".join(f"{amount} {name}" for name, amount in need.items() if amount)
+    where = "on a node of its own " if strict else ""
+    have = "; ".join(", ".join(f"{node.get(name, 0):g} {name}" for name in need) for node in nodes)
+    return (
+        f"the cluster has room for {ranks} of {parallel.tensor_parallel_size} ranks, each {where}with {each}; "
+        f"its {len(nodes)} node{'s' if len(nodes) != 1 else ''}: {have}"
+    )
+
+
+def _embedded_cpus(parallel: ParallelConfig) -> int:
+    """All CPUs there are, or as many as the ranks ask for: on a small machine they share."""
+    return max(os.cpu_count() or 1, parallel.tensor_parallel_size * parallel.cpus_per_rank + 1)

@@ -1,0 +1,209 @@
+"""What each rank runs: load, then lead (rank 0) or follow, telling the registry how it stands.
+
+This is Train's train function, in a thread of an actor: signal handlers cannot be set here. Any failure is told to the
+registry and raised again, so that Train forms the group anew. The supervisor and the Train controller import this
+module too, to hand the function on: what takes seconds to import is imported where it is used.
+"""
+
+import logging
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import psutil
+import ray.train
+import ray.train.torch
+import torch
+from ray.exceptions import GetTimeoutError, RayActorError
+
+from serving.config import Config, load_config
+from serving.engine.broadcast import PeerLost
+from serving.errors import ModelError
+from serving.link import LinkServer
+from serving.messages import RankInfo, Snapshot
+from serving.runtime.backend import GENERATION, ONE_MACHINE, first_line
+from serving.runtime.registry import RegistryClient
+
+if TYPE_CHECKING:
+    from serving.engine.engine import Engine
+
+PROGRESS_INTERVAL_S = 0.25
+REFRESH_INTERVAL_S = 5.0
+RSS_STEP_BYTES = 16 * 1024 * 1024
+"""A change of memory that is worth telling."""
+
+UNREACHABLE = (ValueError, RayActorError, GetTimeoutError)
+
+logger = logging.getLogger(__name__)
+
+
+def run_rank(settings: dict[str, Any]) -> None:
+    """One rank of one generation, from loading to its end. `settings`: the whole `config`, and `deploys`, see group."""
+    config = load_config(settings["config"])
+    rank = Rank(config)
+    rank.log("starts", device=rank.info.device)
+    try:
+        rank.run(deploys=settings["deploys"])
+    except Exception as error:
+        rank.fail(error)
+        raise
+
+
+class Rank:
+    """This process's place in the group, and its line to the registry."""
+
+    def __init__(self, config: Config) -> None:
+        context = ray.train.get_context()
+        self.config = config
+        self.world = context.get_world_size()
+        self.generation = int(os.environ[GENERATION])
+        self.device = ray.train.torch.get_device() if config.parallel.gpus_per_rank else torch.device("cpu")
+        self.registry = RegistryClient(config.name)
+        self.info = RankInfo(
+            rank=context.get_world_rank(),
+            node_id=ray.get_runtime_context().get_node_id(),
+            ip=ray.util.get_node_ip_address(),
+            pid=os.getpid(),
+            device=str(self.device),
+        )
+        self._began = time.monotonic()
+        self._told = 0.0
+
+    def run(self, *, deploys: bool) -> None:
+        """Load, then serve until told to stop."""
+        torch.set_num_threads(self.config.parallel.cpus_per_rank)
+        if self.info.rank == 0:
+            Leader(self, deploys=deploys).run()
+        else:
+            over = threading.Event()
+            threading.Thread(target=self._refresh, args=(over,), daemon=True).start()
+            try:
+                self.load().follow()
+            finally:
+                over.set()
+
+    def load(self) -> "Engine":
+        """This rank's engine; its progress goes to the registry."""
+        from serving.engine.engine import load_engine
+
+        engine = load_engine(
+            self.config,
+            self.info.rank,
+            self.world,
+            os.environ[ONE_MACHINE] == "1",
+            self.generation,
+            self.device,
+            self.progress,
+        )
+        seconds = time.monotonic() - self._began
+        self.tell(shard_bytes=engine.shard_bytes, loaded_bytes=engine.shard_bytes, load_seconds=seconds)
+        self.log("has loaded", shard_mib=engine.shard_bytes >> 20, seconds=round(seconds, 1))
+        return engine
+
+    def progress(self, loaded: int, total: int) -> None:
+        """Bytes of this rank's shard read so far; told at most a few times a second."""
+        now = time.monotonic()
+        if loaded >= total or now - self._told >= PROGRESS_INTERVAL_S:
+            self._told = now
+            self.tell(shard_bytes=total, loaded_bytes=loaded, load_seconds=now - self._began)
+
+    def tell(self, **facts: object) -> None:
+        """Change what the registry shows of this rank. One that cannot be reached is left for the next time."""
+        rss = psutil.Process().memory_info().rss
+        self.info = msgspec.structs.replace(self.info, rss_bytes=rss, **facts)
+        try:
+            self.registry.report(self.generation, self.info)
+        except UNREACHABLE as error:
+            self.log("cannot reach the registry", error=first_line(error))
+
+    def refresh_rss(self) -> None:
+        """Tell the registry when this process has grown or shrunk noticeably."""
+        if abs(psutil.Process().memory_info().rss - self.info.rss_bytes) >= RSS_STEP_BYTES:
+            self.tell()
+
+    def fail(self, error: Exception) -> None:
+        """Tell the registry why this generation breaks."""
+        reason = f"rank {self.info.rank} on {self.info.ip}: {first_line(error)}"
+        logger.exception("generation %d, %s", self.generation, reason)
+        collateral = isinstance(error, PeerLost | RuntimeError)
+        try:
+            self.registry.fail(self.generation, reason, final=isinstance(error, ModelError), collateral=collateral)
+        except UNREACHABLE as unreachable:
+            self.log("cannot reach the registry", error=first_line(unreachable))
+
+    def log(self, event: str, **facts: object) -> None:
+        """One readable line with the rank."""
+        details = " ".join(f"{key}={value}" for key, value in facts.items())
+        logger.info("generation %d rank %d %s %s", self.generation, self.info.rank, event, details)
+
+    def _refresh(self, over: threading.Event) -> None:
+        while not over.wait(REFRESH_INTERVAL_S):
+            self.refresh_rss()
+
+
+class Leader:
+    """Rank 0: besides its share of the model, the link, the application in front, and the group's end."""
+
+    def __init__(self, rank: Rank, *, deploys: bool) -> None:
+        self._rank = rank
+        self._deploys = deploys
+        self._stop = threading.Event()
+        self._loaded = threading.Event()
+        self._error: Exception | None = None
+
+    def run(self) -> None:
+        """Load while the application is being deployed, then lead until the registry says stop.
+
+        The loop starts before the application stands, or followers would miss their heartbeats.
+        """
+        rank = self._rank
+        self._link: LinkServer | None = None
+        announcer = threading.Thread(target=self._announce, daemon=True)
+        announcer.start()
+        threading.Thread(target=self._watch, daemon=True).start()
+        try:
+            engine = rank.load()
+            self._link = LinkServer(rank.info.ip, rank.generation)
+            self._loaded.set()
+            engine.lead(self._link, self._stop)
+        finally:
+            self._stop.set()
+            self._loaded.set()
+            if self._link is not None:
+                self._link.close()
+        if self._error is not None:
+            raise self._error
+
+    def _announce(self) -> None:
+        """Deploy, wait for the model, and tell the registry that this generation computes."""
+        try:
+            if self._deploys:
+                from serving.runtime.deployment import ensure_application
+
+                ensure_application(self._rank.config, self._rank.info.node_id)
+            self._loaded.wait()
+            if self._link is not None and not self._stop.is_set():
+                self._rank.registry.ready(self._rank.generation, self._link.endpoint)
+                self._rank.log("is ready")
+        except Exception as error:  # the thread's end is the group's: raised again by `run`
+            self._error = error
+            self._stop.set()
+
+    def _watch(self) -> None:
+        """Follow the registry's state; give a registry that has lost its memory what this rank knows."""
+        known: Snapshot | None = None
+        while not self._stop.is_set():
+            try:
+                snapshot = self._rank.registry.changed(known.version if known else -1, REFRESH_INTERVAL_S)
+            except UNREACHABLE:
+                self._stop.wait(1.0)
+                continue
+            if known is not None and snapshot.generation < known.generation:
+                self._rank.registry.restore(known)
+                continue
+            known = snapshot
+            self._rank.refresh_rss()
+            if snapshot.state in {"failed", "stopped"}:
+                self._stop.set()

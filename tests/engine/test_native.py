@@ -1,0 +1,134 @@
+"""The kernels against torch's own operators in float32; and that a row does not depend on its batch, to the bit."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from serving.engine.model import AttentionSpec
+from serving.engine.native import ops
+
+pytestmark = pytest.mark.skipif(not ops.available(), reason="the processor lacks AVX-512 with bfloat16")
+
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+def close(found: Tensor, truth: Tensor) -> None:
+    """bfloat16 keeps 8 bits: sums of a few hundred products are compared to 1 % of the result's scale."""
+    tolerance = 1e-5 if found.dtype is torch.float32 else 1e-2
+    torch.testing.assert_close(found.float(), truth, atol=tolerance * float(truth.abs().max()), rtol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 64, 32), (5, 66, 50), (13, 576, 100), (40, 130, 7)])
+def test_a_product_equals_the_matrix_product(dtype: torch.dtype, rows: int, inputs: int, outputs: int) -> None:
+    torch.manual_seed(0)
+    x, w = torch.randn(rows, inputs).to(dtype), torch.randn(outputs, inputs).to(dtype)
+    bias = torch.randn(outputs).to(dtype)
+    packed = ops.pack(w)
+    close(ops.product(x, packed, outputs, None), x.float() @ w.float().T)
+    close(ops.product(x, packed, outputs, bias), x.float() @ w.float().T + bias.float())
+    assert torch.equal(ops.unpack_rows(packed, torch.arange(outputs)), w)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", [ops.SILU, ops.GELU_TANH])
+def test_a_gated_product_equals_its_definition(dtype: torch.dtype, activation: int) -> None:
+    torch.manual_seed(1)
+    x, gate, up = torch.randn(9, 64).to(dtype), torch.randn(48, 64).to(dtype) / 8, torch.randn(48, 64).to(dtype) / 8
+    g, u = x.float() @ gate.float().T, x.float() @ up.float().T
+    act = torch.nn.functional.silu(g) if activation == ops.SILU else torch.nn.functional.gelu(g, approximate="tanh")
+    close(ops.product(x, ops.pack_gated(gate, up), 96, None, activation), act * u)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_several_threads_give_the_bits_of_one(dtype: torch.dtype) -> None:
+    x, packed = torch.randn(7, 128).to(dtype), ops.pack(torch.randn(200, 128).to(dtype))
+    assert torch.equal(ops.product(x, packed, 200, None, threads=2), ops.product(x, packed, 200, None))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_of_a_product_is_the_same_in_any_batch(dtype: torch.dtype) -> None:
+    torch.manual_seed(2)
+    x, packed = torch.randn(37, 192).to(dtype), ops.pack(torch.randn(96, 192).to(dtype))
+    whole = ops.product(x, packed, 96, None)
+    for rows in (1, 2, 11, 12, 13, 25):
+        assert torch.equal(ops.product(x[:rows], packed, 96, None), whole[:rows])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_a_norm_adds_and_scales(dtype: torch.dtype, offset: float) -> None:
+    torch.manual_seed(3)
+    x, delta, weight = torch.randn(5, 96).to(dtype), torch.randn(5, 96).to(dtype), torch.randn(96).to(dtype)
+    total = (x + delta).float()
+    truth = total * torch.rsqrt(total.pow(2).mean(-1, keepdim=True) + 1e-5) * (weight.float() + offset)
+    changed = x.clone()
+    close(ops.add_rms_norm(changed, delta, weight, 1e-5, offset), truth)
+    assert torch.equal(changed, x + delta)
+
+
+def paged(lengths: list[int], kv_heads: int, dim: int, block: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Random sequences written to a cache whose blocks are dealt out backwards: keys, values, cache, tables."""
+    total = sum(-(-n // block) for n in lengths)
+    cache_k = torch.zeros(total * block * kv_heads * dim, dtype=dtype)
+    cache_v = torch.zeros_like(cache_k)
+    tables = torch.zeros(len(lengths), max(-(-n // block) for n in lengths), dtype=torch.int32)
+    free = list(range(total))
+    keys, values = torch.randn(sum(lengths), kv_heads, dim).to(dtype), torch.randn(sum(lengths), kv_heads, dim).to(dtype)
+    slots = []
+    for i, n in enumerate(lengths):
+        for b in range(-(-n // block)):
+            tables[i, b] = free.pop()
+        slots += [int(tables[i, p // block]) * block + p % block for p in range(n)]
+    ops.keep(cache_k, cache_v, block, torch.tensor(slots), keys.flatten(1), values.flatten(1), kv_heads, dim)
+    return keys, values, cache_k, cache_v, tables
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dim", [16, 64, 80])
+@pytest.mark.parametrize("spec", [AttentionSpec(0.3, None, None), AttentionSpec(0.2, 20, 5.0)])
+@pytest.mark.parametrize("heads", [3, 15])
+def test_attention_over_blocks_equals_attention_written_out(
+    dtype: torch.dtype, dim: int, spec: AttentionSpec, heads: int
+) -> None:
+    torch.manual_seed(4)
+    block, kv_heads, lengths = 32, 3, [1, 16, 33, 70]
+    keys, values, cache_k, cache_v, tables = paged(lengths, kv_heads, dim, block, dtype)
+    table_of, positions, truth = [], [], []
+    query = torch.randn(sum(lengths), heads, dim).to(dtype)
+    first = 0
+    for i, n in enumerate(lengths):
+        k, v = (t[first : first + n].float().repeat_interleave(heads // kv_heads, 1) for t in (keys, values))
+        scores = torch.einsum("qhd,khd->hqk", query[first : first + n].float(), k) * spec.scale
+        if spec.softcap:
+            scores = torch.tanh(scores / spec.softcap) * spec.softcap
+        behind = torch.arange(n)[:, None] - torch.arange(n)
+        hidden = (behind < 0) | (behind >= (spec.sliding_window or n))
+        truth.append(torch.einsum("hqk,khd->qhd", scores.masked_fill(hidden, float("-inf")).softmax(-1), v))
+        table_of += [i] * n
+        positions += range(n)
+        first += n
+
+    def run(rows: slice) -> Tensor:
+        return ops.attend(
+            cache_k, cache_v, block, kv_heads, dim, query[rows].flatten(1), heads, tables,
+            torch.tensor(table_of[rows], dtype=torch.int32), torch.tensor(positions[rows]),
+            ops.scratch_for(70, 1), spec.scale, spec.sliding_window or 0, spec.softcap or 0.0,
+        )  # fmt: skip
+
+    whole = run(slice(None))
+    close(whole, torch.cat(truth).flatten(1))
+    assert torch.equal(run(slice(-1, None)), whole[-1:]), "a row does not depend on its batch"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_rotation_turns_the_first_elements_by_halves(dtype: torch.dtype) -> None:
+    torch.manual_seed(5)
+    x, angle = torch.randn(4, 2 * 64).to(dtype), torch.rand(4, 16)
+    turned = x.clone()
+    ops.rotate(turned, 2, 64, angle.cos().contiguous(), angle.sin().contiguous())
+    truth = x.float().view(4, 2, 64).clone()
+    a, b = truth[..., :16].clone(), truth[..., 16:32].clone()
+    truth[..., :16] = a * angle.cos()[:, None] - b * angle.sin()[:, None]
+    truth[..., 16:32] = b * angle.cos()[:, None] + a * angle.sin()[:, None]
+    close(turned, truth.flatten(1))

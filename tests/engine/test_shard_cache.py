@@ -1,0 +1,115 @@
+"""A kept shard comes back bit for bit or not at all, and never stops a rank from serving."""
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from serving.engine.checkpoint import open_checkpoint
+from serving.engine.shard_cache import ShardCache, shard_key
+
+
+@pytest.fixture
+def tensors() -> dict[str, Tensor]:
+    shapes = {"a": (5, 3), "b": (7,), "no rows": (0, 4), "c": (2, 3)}
+    return {name: torch.randn(shape).to(torch.bfloat16) for name, shape in shapes.items()}
+
+
+def shapes_of(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def test_what_was_saved_is_loaded(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
+    cache = ShardCache(tmp_path / "new" / "folder", "key")
+    cache.save(tensors)
+    kept = cache.load(shapes_of(tensors), torch.bfloat16)
+    assert kept is not None
+    assert kept.keys() == tensors.keys()
+    assert all(torch.equal(kept[name], tensors[name]) for name in tensors)
+    assert [file.name for file in cache.file.parent.iterdir()] == ["key.safetensors"]
+
+
+def test_the_file_is_a_safetensors_file(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
+    cache = ShardCache(tmp_path, "key")
+    cache.save(tensors)
+    assert torch.equal(load_file(cache.file)["a"], tensors["a"])
+
+
+def test_nothing_is_loaded_before_anything_is_saved(tmp_path: Path) -> None:
+    assert ShardCache(tmp_path, "key").load({"a": (1,)}, torch.float32) is None
+
+
+@pytest.mark.parametrize("place", [0, 9, -1])
+def test_a_changed_byte_is_noticed_and_the_file_removed(
+    place: int, tmp_path: Path, tensors: dict[str, Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = ShardCache(tmp_path, "key")
+    cache.save(tensors)
+    content = bytearray(cache.file.read_bytes())
+    content[place] ^= 1
+    cache.file.write_bytes(content)
+    assert cache.load(shapes_of(tensors), torch.bfloat16) is None
+    assert not cache.file.exists()
+    assert "is broken and will be made anew" in caplog.text
+
+
+def test_a_file_cut_short_is_noticed(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
+    cache = ShardCache(tmp_path, "key")
+    cache.save(tensors)
+    os.truncate(cache.file, cache.file.stat().st_size - 1)
+    assert cache.load(shapes_of(tensors), torch.bfloat16) is None
+
+
+def test_a_file_without_checksums_or_with_other_tensors_is_not_used(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
+    cache = ShardCache(tmp_path, "key")
+    for wrong in ({"a": tensors["a"].clone()}, {name: tensor[:1].clone() for name, tensor in tensors.items()}):
+        save_file(wrong, cache.file)
+        assert cache.load(shapes_of(tensors), torch.bfloat16) is None
+    cache.save(tensors)
+    assert cache.load(shapes_of(tensors), torch.float16) is None
+
+
+def test_a_folder_that_cannot_be_made_is_logged(
+    tmp_path: Path, tensors: dict[str, Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    ShardCache(tmp_path / "file", "key").save(tensors)
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert "the shard is not kept" in caplog.text
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_logged_and_leaves_nothing(
+    tmp_path: Path, tensors: dict[str, Tensor], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def on_a_full_disk(**names: object) -> tuple[int, str]:
+        scratch = tmp_path / f"{names['prefix']}{names['suffix']}"
+        scratch.touch()
+        return os.open("/dev/full", os.O_WRONLY), str(scratch)
+
+    monkeypatch.setattr("tempfile.mkstemp", on_a_full_disk)
+    ShardCache(tmp_path, "key").save(tensors)
+    assert "No space left on device" in caplog.text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_key_changes_with_whatever_the_shard_depends_on(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    save_file({"w": torch.ones(2)}, tmp_path / "model.safetensors")
+    checkpoint = open_checkpoint(tmp_path)
+    keys = [
+        shard_key(checkpoint, torch.float32, 2, 0),
+        shard_key(checkpoint, torch.float32, 2, 1),
+        shard_key(checkpoint, torch.float32, 3, 0),
+        shard_key(checkpoint, torch.bfloat16, 2, 0),
+    ]
+    assert keys[0] == shard_key(checkpoint, torch.float32, 2, 0)
+    os.utime(tmp_path / "model.safetensors", ns=(1, 1))
+    keys.append(shard_key(checkpoint, torch.float32, 2, 0))
+    (tmp_path / "config.json").write_text("{ }")
+    keys.append(shard_key(checkpoint, torch.float32, 2, 0))
+    assert len(set(keys)) == len(keys)
