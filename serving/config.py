@@ -81,6 +81,9 @@ class EngineConfig(Section):
     prefix_cache: bool = True
     """Compute equal prefixes once. Turn off to measure without it."""
 
+    native_kernels: bool = True
+    """Use the project's own CPU kernels where the processor has AVX-512 with bfloat16. Off, torch's operators do all."""
+
     @model_validator(mode="after")
     def _budget_holds_every_decode(self) -> Self:
         if self.max_batched_tokens < self.max_running:

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 import zmq
 
-from serving.link import LinkClient, LinkServer
+from serving.link import LinkClient, LinkLost, LinkServer
 from serving.messages import Beat, Cancel, Delta, Endpoint, EngineStats, Pulse, Sampling, StepOutput, Submit, ToEngine
 
 STATS = EngineStats(running=1, phase_seconds={"plan": 0.5})
@@ -29,6 +29,12 @@ async def received(server: LinkServer, count: int = 1, timeout_s: float = 5.0) -
     while len(got) < count and time.monotonic() < deadline:
         got += await asyncio.to_thread(server.receive, 0.2)
     return got
+
+
+async def send_for_ever(client: LinkClient) -> None:
+    while True:
+        client.send(Beat())
+        await asyncio.sleep(0)
 
 
 def with_key_of_another_client(endpoint: Endpoint) -> Endpoint:
@@ -156,5 +162,15 @@ async def test_closing_never_waits_for_an_absent_peer() -> None:
     server.close()
     client = LinkClient(endpoint)
     client.send(Beat())
-    await asyncio.wait_for(asyncio.to_thread(lambda: None), 1)
+    client.close()
+
+
+async def test_a_link_that_lost_its_connection_says_so_instead_of_filling_up() -> None:
+    server = LinkServer("127.0.0.1", generation=1)
+    client = LinkClient(server.endpoint)
+    client.send(Beat())
+    await received(server)
+    server.close()
+    with pytest.raises(LinkLost):
+        await send_for_ever(client)
     client.close()

@@ -63,10 +63,13 @@ def _answer(kind: str, message: str, param: str | None = None, code: str | None 
     return ErrorAnswer(error=ErrorDetail(type=kind, message=message, param=param, code=code))
 
 
-async def hand_on(_request: Request, error: Exception) -> Response:
+async def hand_on(request: Request, error: Exception) -> Response:
     """Keep Starlette from answering a 404 or 405 in its own words: the boundary does."""
-    if isinstance(error, HTTPException) and error.detail == "Not Found":
+    if isinstance(error, HTTPException) and error.status_code == 404:
         raise NotFound("no such route; GET /openapi.json lists them", code="route_not_found")
+    if isinstance(error, HTTPException) and error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        raise HTTPException(405, f"{request.method} is not allowed here; use {allowed}", error.headers)
     raise error
 
 

@@ -50,8 +50,11 @@ def text_logprobs(generation: Generation, piece: Piece, tokenizer: Tokenizer) ->
 
 
 def _top(token: TokenPiece, tokenizer: Tokenizer) -> dict[str, float]:
-    likeliest = {tokenizer.text(other): max(value, _LOWEST) for other, value in reversed(token.logprobs.top)}
-    return dict(reversed(likeliest.items())) | {tokenizer.text(token.token): max(token.logprobs.chosen, _LOWEST)}
+    """By text; where two tokens look the same, the likelier one counts."""
+    shown: dict[str, float] = {}
+    for other, value in (*token.logprobs.top, (token.token, token.logprobs.chosen)):
+        shown.setdefault(tokenizer.text(other), max(value, _LOWEST))
+    return shown
 
 
 def chat_logprobs(generation: Generation, piece: Piece, tokenizer: Tokenizer) -> ChatLogprobs | None:

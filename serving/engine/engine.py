@@ -7,12 +7,15 @@ import torch
 import torch.distributed as dist
 
 from serving.config import Config
-from serving.engine.attention import RaggedAttention
+from serving.engine.attention import BatchAttention, RaggedAttention
 from serving.engine.broadcast import Broadcast, GroupBroadcast, Loopback
 from serving.engine.collectives import Collectives, make_collectives
 from serving.engine.kv_cache import KVCache, KVShape
 from serving.engine.loop import follow, lead
 from serving.engine.model import ShardedModel, init_deepspeed, load_model
+from serving.engine.native import attention as native
+from serving.engine.native.attention import NativeAttention
+from serving.engine.native.swap import swap
 from serving.engine.outbox import Outbox
 from serving.engine.runner import Runner
 from serving.engine.sampler import Sampler
@@ -30,10 +33,9 @@ class Engine:
         self._model = model
         self._generation = generation
         self._num_blocks = _agreed_blocks(config, model, collectives)
-        shape = _kv_shape(model)
-        cache = KVCache(shape, self._num_blocks, config.engine.block_size, model.device)
+        self.attention = _attention(config, model, self._num_blocks)
         sampler = Sampler(collectives, model.vocab_start, model.vocab_end, model.eos_token_ids)
-        self._runner = Runner(model, RaggedAttention(cache), sampler, config.engine.block_size)
+        self.runner = Runner(model, self.attention, sampler, config.engine.block_size)
         self._broadcast: Broadcast = (
             Loopback() if collectives.world == 1 else GroupBroadcast(config.fault.peer_timeout_s)
         )
@@ -54,12 +56,12 @@ class Engine:
             eos_token_ids=self._model.eos_token_ids,
         )
         timeout = self._config.fault.peer_timeout_s
-        outbox = Outbox(scheduler, link, self._generation, timeout, self._runner.seconds)
-        lead(scheduler, self._broadcast, self._runner, link, outbox, stop)
+        outbox = Outbox(scheduler, link, self._generation, timeout, self.runner.seconds)
+        lead(scheduler, self._broadcast, self.runner, link, outbox, stop)
 
     def follow(self) -> None:
         """Any other rank: compute what rank 0 says until it says stop. Raises `PeerLost`."""
-        follow(self._broadcast, self._runner)
+        follow(self._broadcast, self.runner)
 
 
 def load_engine(
@@ -80,6 +82,15 @@ def load_engine(
     collectives = make_collectives(rank, world, one_machine)
     model = load_model(config.model, collectives, device, progress)
     return Engine(config, model, collectives, generation)
+
+
+def _attention(config: Config, model: ShardedModel, num_blocks: int) -> BatchAttention:
+    """The attention for this device; with the native one, the model's other parts go native too."""
+    shape, block_size, threads = _kv_shape(model), config.engine.block_size, config.parallel.cpus_per_rank
+    if config.engine.native_kernels and native.supports(shape, block_size, model.device):
+        swap(model, threads)
+        return NativeAttention(shape, num_blocks, block_size, threads)
+    return RaggedAttention(KVCache(shape, num_blocks, block_size, model.device))
 
 
 def _kv_shape(model: ShardedModel) -> KVShape:

@@ -1,8 +1,7 @@
 """Rank 0's side of the conversation with its gateways: commands in, one message a step out."""
 
 import time
-from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
 
 from serving.engine.scheduler import Scheduler
 from serving.link import LinkServer
@@ -18,7 +17,7 @@ class Outbox:
         link: LinkServer,
         generation: int,
         peer_timeout_s: float,
-        seconds: Counter[str],
+        seconds: MutableMapping[str, float],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`seconds` is the runner's count of time by phase; this side adds its own phases to it."""
@@ -68,7 +67,8 @@ class Outbox:
     def account(self, sent: int, **seconds: float) -> None:
         """Add a step's broadcast bytes and its seconds by phase."""
         self._broadcast_bytes += sent
-        self._seconds.update(seconds)
+        for phase, spent in seconds.items():
+            self._seconds[phase] = self._seconds.get(phase, 0.0) + spent
 
     def stats(self) -> EngineStats:
         return EngineStats(

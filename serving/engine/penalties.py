@@ -36,7 +36,7 @@ def adjust(
 
 def _repetition(row: Tensor, penalty: float, tokens: Sequence[int], first_id: int) -> None:
     """As CTRL (Keskar et al., 2019) and Hugging Face have it: seen ids become less likely whatever their sign."""
-    seen = _local(tokens, first_id, row).unique()
+    seen = _local(sorted(set(tokens)), first_id, row)
     values = row[seen]
     row[seen] = torch.where(values > 0, values / penalty, values * penalty)
 

@@ -1,11 +1,11 @@
 """Plan -> tensors -> forward -> tokens: what every rank computes in a step, the same everywhere."""
 
 import time
-from collections import Counter
+from collections import defaultdict
 
 import torch
 
-from serving.engine.attention import RaggedAttention
+from serving.engine.attention import BatchAttention
 from serving.engine.batch import build_batch
 from serving.engine.mirror import Mirror
 from serving.engine.model import ShardedModel
@@ -16,13 +16,13 @@ from serving.messages import StepPlan
 class Runner:
     """One rank's computing half: its mirror of the scheduler's state, its shard, its cache, its sampler."""
 
-    def __init__(self, model: ShardedModel, attention: RaggedAttention, sampler: Sampler, block_size: int) -> None:
+    def __init__(self, model: ShardedModel, attention: BatchAttention, sampler: Sampler, block_size: int) -> None:
         self._model = model
         self._attention = attention
         self._sampler = sampler
         self._block_size = block_size
-        self._mirror = Mirror()
-        self.seconds: Counter[str] = Counter()
+        self._mirror = Mirror(block_size)
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         """Time spent so far, by phase: forward, sample."""
         model.attach(attention)
 

@@ -46,10 +46,13 @@ class ShardedEmbedding(nn.Module):
 
     def _rows(self, input_ids: Tensor) -> Tensor:
         if self.collectives.world == 1:
-            return F.embedding(input_ids, self.weight)
+            return self._lookup(input_ids)
         elsewhere = (input_ids < self.vocab.start) | (input_ids >= self.vocab.end)
-        rows = F.embedding((input_ids - self.vocab.start).masked_fill(elsewhere, 0), self.weight)
+        rows = self._lookup((input_ids - self.vocab.start).masked_fill(elsewhere, 0))
         return self.collectives.all_reduce(rows.masked_fill_(elsewhere.unsqueeze(-1), 0))
+
+    def _lookup(self, rows: Tensor) -> Tensor:
+        return F.embedding(rows, self.weight)
 
 
 class OutputHead(nn.Module):
@@ -65,7 +68,10 @@ class OutputHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[S, hidden] -> float32 [S, end - start]."""
-        logits = F.linear(hidden, self.weight, self.bias).float()
+        logits = self._products(hidden).float()
         if self.multiplier != 1.0:
             logits = logits * self.multiplier
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+
+    def _products(self, hidden: Tensor) -> Tensor:
+        return F.linear(hidden, self.weight, self.bias)

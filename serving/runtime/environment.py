@@ -9,7 +9,7 @@ import shlex
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def cluster_address(address: str | None) -> str | None:
 def ray_environment(*, embedded: bool, environment: MutableMapping[str, str] = os.environ) -> Iterator[None]:
     """Set what Ray is to read; files that an `embedded` cluster needs are there until the context ends."""
     with ExitStack() as stack:
-        wanted = dict(QUIET)
+        wanted = QUIET | ({"RAY_AUTH_MODE": "token"} if embedded or _has_token(environment) else {})
         binary = _haproxy_binary() if embedded else None
         if binary is not None:
             folder = Path(tempfile.mkdtemp(prefix="gangway-"))
@@ -71,6 +71,12 @@ def haproxy_settings(folder: Path, binary: str) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_NBTHREAD": str(HAPROXY_THREADS),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
     }
+
+
+def _has_token(environment: Mapping[str, str]) -> bool:
+    """Whether this user has a token for a cluster that asks for one; one that does not ask ignores it."""
+    named = environment.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
+    return bool(named) or (Path.home() / ".ray" / "auth_token").is_file()
 
 
 def _haproxy_binary() -> str | None:

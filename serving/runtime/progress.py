@@ -7,6 +7,8 @@ from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import msgspec
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -108,23 +110,27 @@ def loaded_line(rank: RankInfo) -> str:
     return f"  rank {rank.rank} on {rank.ip} holds {rank.shard_bytes / MIB:.0f} MiB after {rank.load_seconds:.1f} s"
 
 
-def print_status(status: Mapping[str, Any]) -> None:
-    """The answer of /v1/status as a table of ranks under a line about the group."""
-    console = Console()
-    plain = {key: value for key, value in status.items() if not isinstance(value, list | dict) and value is not None}
-    console.print("  ".join(f"{key}: {value}" for key, value in plain.items()), soft_wrap=True, highlight=False)
-    ranks = status.get("ranks", [])
-    if not ranks:
-        return
-    table = Table()
-    for column in ranks[0]:
-        table.add_column(column.replace("_", " "))
+def print_status(status: Mapping[str, Any], console: Console | None = None) -> None:
+    """The answer of /v1/status: a line on the group, one on its load, and a table of its ranks."""
+    console = console or Console()
+    line = f"{status['name']}: {status['model']} is {status['state']}, generation {status['generation']}"
+    if status["restarts"]:
+        line += f", {status['restarts']} restarts, the last after: {status.get('last_failure')}"
+    console.print(line, soft_wrap=True, highlight=False, markup=False)
+    queue, kv = status["queue"], status["kv"]
+    console.print(
+        f"{queue['running']} running, {queue['waiting']} waiting, "
+        f"{kv['blocks_used']} of {kv['blocks_total']} KV blocks used",
+        highlight=False,
+    )
+    console.print(_rank_table([msgspec.convert(rank, RankInfo) for rank in status["ranks"]]))
+
+
+def _rank_table(ranks: list[RankInfo]) -> Table:
+    table = Table("rank", "node", "address", "pid", "device", "shard", "loaded", "memory", box=box.SIMPLE)
     for rank in ranks:
-        table.add_row(*(_cell(key, value) for key, value in rank.items()))
-    console.print(table)
-
-
-def _cell(key: str, value: object) -> str:
-    if key.endswith("_bytes") and isinstance(value, int):
-        return f"{value / MIB:.0f} MiB"
-    return f"{value:.1f}" if isinstance(value, float) else str(value)
+        loaded = f"in {rank.load_seconds:.1f} s" if has_loaded(rank) else f"{rank.loaded_bytes / MIB:.0f} MiB"
+        shard, memory = (f"{size / MIB:.0f} MiB" for size in (rank.shard_bytes, rank.rss_bytes))
+        row = str(rank.rank), rank.node_id[:8], rank.ip, str(rank.pid), rank.device, shard, loaded, memory
+        table.add_row(*row)
+    return table

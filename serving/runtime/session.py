@@ -13,9 +13,6 @@ from serving.errors import OperatorError
 from serving.runtime.environment import cluster_address
 from serving.runtime.registry import NAMESPACE
 
-NOTICES = ("ray._private.authentication.authentication_token_setup", "ray.serve")
-"""Loggers that tell of each start of a cluster, and of each call to Serve."""
-
 
 @contextmanager
 def ray_session(address: str | None, *, embedded: Config | None = None, verbose: bool = False) -> Iterator[bool]:
@@ -24,8 +21,7 @@ def ray_session(address: str | None, *, embedded: Config | None = None, verbose:
     Yields whether the cluster is an embedded one, which ends with the context. Raises `OperatorError` when there is no
     cluster at the address.
     """
-    for name in NOTICES:
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
     address = cluster_address(address)
     common: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": verbose, "logging_level": "WARNING"}
     try:
@@ -50,13 +46,14 @@ def require_room(config: Config) -> None:
 
 def missing_room(nodes: Sequence[Mapping[str, float]], parallel: ParallelConfig) -> str | None:
     """What these nodes (each: resource name -> amount in all) lack to hold every rank; None when they suffice."""
-    need = {"CPU": parallel.cpus_per_rank, "GPU": parallel.gpus_per_rank}
-    fits = [min(int(node.get(name, 0) // amount) for name, amount in need.items() if amount) for node in nodes]
+    amounts = {"CPU": parallel.cpus_per_rank, "GPU": parallel.gpus_per_rank}
+    need = {name: amount for name, amount in amounts.items() if amount}
+    fits = [min(int(node.get(name, 0) // amount) for name, amount in need.items()) for node in nodes]
     strict = parallel.placement == "STRICT_SPREAD"
     ranks = sum(min(fit, 1) if strict else fit for fit in fits)
     if ranks >= parallel.tensor_parallel_size:
         return None
-    each = ", ".join(f"{amount} {name}" for name, amount in need.items() if amount)
+    each = ", ".join(f"{amount} {name}" for name, amount in need.items())
     where = "on a node of its own " if strict else ""
     have = "; ".join(", ".join(f"{node.get(name, 0):g} {name}" for name in need) for node in nodes)
     return (

@@ -39,7 +39,7 @@ async def test_every_path_but_the_probes_needs_a_key(group: FakeGroup, keys: Pat
         for key in ("sesame", "plain-key"):
             assert (await client.get("/v1/models", headers={"authorization": f"Bearer {key}"})).status_code == 200
         for header in ("Bearer wrong", "Bearer", "Bearer alice:sesame", "Basic sesame", "sesame", "Bearer s\u00e9same"):
-            response = await client.get("/v1/models", headers={"authorization": header.encode()})
+            response = await client.get("/v1/models", headers=[(b"authorization", header.encode())])
             assert response.status_code == 401
 
 

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import httpx
-import jsonschema
+import jsonschema  # type: ignore[import-untyped]
 import pytest
 
 from serving.api.app import create_app

@@ -30,6 +30,12 @@ inline __m512 load(const float* p) { return _mm512_loadu_ps(p); }
 inline __m512 load(const bf16* p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
 }
+// The first n of 16, the rest zero.
+inline __m512 load_first(const float* p, int n) { return _mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p); }
+inline __m512 load_first(const bf16* p, int n) {
+  const __m256i bits = _mm256_maskz_loadu_epi16((__mmask16)((1u << n) - 1), p);
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
 inline void store(float* p, __m512 v) { _mm512_storeu_ps(p, v); }
 inline void store(bf16* p, __m512 v) { _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh(v)); }
 inline void store_first(float* p, __m512 v, int n) { _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), v); }
@@ -41,8 +47,6 @@ template <class T> inline __m512 rounded(__m512 v) {
   if constexpr (std::is_same_v<T, float>) return v;
   else return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(v)), 16));
 }
-inline float as_float(float x) { return x; }
-inline float as_float(bf16 x) { uint32_t u = (uint32_t)x.bits << 16; float f; memcpy(&f, &u, 4); return f; }
 
 // acc += the products of one k (float) or two (bf16), the input broadcast to all 16 output lanes.
 inline __m512 multiply_add(__m512 acc, const float* x, __m512 w) { return _mm512_fmadd_ps(_mm512_set1_ps(*x), w, acc); }
@@ -129,9 +133,7 @@ template <int R, class T> void tile(const Product<T>& p, i64 row, i64 panel) {
       if (left <= 0) break;
       __m512 value = acc[r][half];
       if (p.bias) {
-        alignas(64) float b[16] = {};
-        for (int i = 0; i < left; i++) b[i] = as_float(p.bias[column + i]);
-        value = _mm512_add_ps(rounded<T>(value), _mm512_load_ps(b));
+        value = _mm512_add_ps(rounded<T>(value), load_first(p.bias + column, left));
       }
       left == 16 ? store(y + column, value) : store_first(y + column, value, left);
     }
@@ -329,9 +331,11 @@ template <class T> void rotate(T* x, i64 heads, i64 dim, i64 rotary, const float
   const i64 half = rotary / 2;
   for (i64 h = 0; h < heads; h++, x += dim)
     for (i64 i = 0; i < half; i += 16) {
-      const __m512 a = load(x + i), b = load(x + half + i), c = load(cos + i), s = load(sin + i);
-      store(x + i, _mm512_fmsub_ps(a, c, _mm512_mul_ps(b, s)));
-      store(x + half + i, _mm512_fmadd_ps(b, c, _mm512_mul_ps(a, s)));
+      const int n = (int)std::min<i64>(16, half - i);
+      const __m512 a = load_first(x + i, n), b = load_first(x + half + i, n);
+      const __m512 c = load_first(cos + i, n), s = load_first(sin + i, n);
+      store_first(x + i, _mm512_fmsub_ps(a, c, _mm512_mul_ps(b, s)), n);
+      store_first(x + half + i, _mm512_fmadd_ps(b, c, _mm512_mul_ps(a, s)), n);
     }
 }
 

@@ -76,8 +76,8 @@ def pack_gated(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def unpack_rows(packed: Tensor, rows: Tensor) -> Tensor:
-    """Rows of the weight that was packed: int64 [T] -> [T, K]. An embedding lookup in a packed output head."""
-    return packed[rows // PANEL, :, rows % PANEL].flatten(1)
+    """Rows of the weight that was packed: int64 [...] -> [..., K]. An embedding lookup in a packed output head."""
+    return packed[rows // PANEL, :, rows % PANEL].flatten(-2)
 
 
 def product(

@@ -62,7 +62,7 @@ def _swap_attention(model: ShardedModel, threads: int) -> None:
     layers = [module for module in model.base.modules() if hasattr(module, "layer_idx")]
     if not (layers and all(map(fusable_attention, layers)) and hasattr(model.base, "rotary_emb")):
         return
-    if model.head_dim % (2 * ops.LANES) or getattr(model.base.config, "partial_rotary_factor", 1.0) not in (None, 1.0):
+    if getattr(model.base.config, "partial_rotary_factor", 1.0) not in (None, 1.0):
         return
 
     def replacement(module: Any) -> nn.Module | None:

@@ -1,0 +1,26 @@
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.server import MODEL, Server
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow ones last."""
+    items.sort(key=lambda item: "e2e" in item.path.parts)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def model() -> None:
+    assert (MODEL / "model.safetensors").is_file(), "fetch the demo model first: make model"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """One server for all tests of a file; the last of them may have stopped it."""
+    server = Server()
+    try:
+        server.wait_until_ready()
+        yield server
+    finally:
+        server.kill()

@@ -1,0 +1,133 @@
+"""A real `gangway serve` process and all that it starts, told apart from everything else by a mark they inherit."""
+
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+MODEL = Path("models/smollm2-135m-instruct").absolute()
+CONFIG = Path("configs/local.yaml").absolute()
+MARK = "GANGWAY_TEST_RUN"
+START_TIMEOUT_S = 180.0
+STOP_TIMEOUT_S = 60.0
+
+
+class Process:
+    """A command with a mark of its own; `processes` finds what it has started, also when the link to it is lost."""
+
+    def __init__(self, *command: str | Path, **environment: str) -> None:
+        self.mark = uuid.uuid4().hex
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+        self.process = subprocess.Popen(
+            [str(part) for part in command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=inherited | environment | {MARK: self.mark, "PYTHONUNBUFFERED": "1"},
+            start_new_session=True,
+        )
+        self.lines: list[str] = []
+        self._news: queue.Queue[str | None] = queue.Queue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as stream:
+            for line in stream:
+                self._news.put(line.rstrip("\n"))
+        self._news.put(None)
+
+    def wait_for_line(self, *parts: str, timeout_s: float = START_TIMEOUT_S) -> str:
+        """The next line that has all `parts`; fails when the process ends or time runs out before."""
+        deadline = time.monotonic() + timeout_s
+        while (line := self._news.get(timeout=max(0.0, deadline - time.monotonic()))) is not None:
+            self.lines.append(line)
+            if all(part in line for part in parts):
+                return line
+        raise AssertionError("the process has ended:\n" + "\n".join(self.lines))
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def wait(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
+        """The exit code."""
+        return self.process.wait(timeout_s)
+
+    def processes(self) -> list[psutil.Process]:
+        """Every living process that carries the mark."""
+        return [process for process in psutil.process_iter() if self._marked(process)]
+
+    def _marked(self, process: psutil.Process) -> bool:
+        try:
+            return process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            return False
+
+    def wait_until_gone(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
+        """Until no marked process is left."""
+        eventually(lambda: not self.processes(), timeout_s)
+
+    def kill(self) -> None:
+        """End everything at once, whatever its state."""
+        for process in self.processes():
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+        self.process.wait(STOP_TIMEOUT_S)
+        self._reader.join(STOP_TIMEOUT_S)
+
+
+class Server(Process):
+    """`gangway serve` on a free port; ready once `wait_until_ready` returns."""
+
+    def __init__(self, *arguments: str, **environment: str) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        settings = [f"http.port={self.port}", f"model.path={MODEL}"]
+        overrides = [part for setting in settings for part in ("--set", setting)]
+        super().__init__(*gangway("serve", CONFIG, *overrides, *arguments), **environment)
+
+    def wait_until_ready(self) -> None:
+        assert self.url in self.wait_for_line("ready at")
+
+    def status(self) -> Any:
+        return httpx.get(f"{self.url}/v1/status", timeout=10).json()
+
+    def is_ready(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/readyz", timeout=5).status_code == httpx.codes.OK
+        except httpx.TransportError:
+            return False
+
+
+def gangway(*arguments: str | Path) -> list[str | Path]:
+    """The command line of `gangway`, in this interpreter."""
+    return [sys.executable, "-m", "serving.cli", *arguments]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def eventually(holds: Callable[[], bool], timeout_s: float = START_TIMEOUT_S) -> None:
+    """Return as soon as `holds`; fail after `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    pause = threading.Event()
+    while not holds():
+        assert time.monotonic() < deadline, "waited in vain"
+        pause.wait(0.1)

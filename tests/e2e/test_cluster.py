@@ -1,0 +1,102 @@
+"""On a cluster that is there already: two Ray nodes on this machine, which share neither memory nor a node id."""
+
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.e2e.server import CONFIG, Process, Server, eventually, free_port, gangway
+
+RAY = Path(sys.executable).with_name("ray")
+SERVE = Path(sys.executable).with_name("serve")
+QUESTION = {"inputs": "The capital of France is", "parameters": {"temperature": 0, "max_tokens": 8}}
+
+
+class Cluster:
+    """A head and a second node, one CPU each."""
+
+    def __init__(self, folder: Path) -> None:
+        port = free_port()
+        self.address = f"127.0.0.1:{port}"
+        common = "--num-cpus=1", "--disable-usage-stats", "--block"
+        ports = f"--port={port}", "--dashboard-agent-listen-port=0", "--include-dashboard=false"
+        self.nodes = [Process(RAY, "start", "--head", *ports, f"--temp-dir={folder}", *common, RAY_AUTH_MODE="token")]
+        self.nodes[0].wait_for_line("--block")
+        second = "--dashboard-agent-listen-port=0", f"--address={self.address}"
+        self.nodes.append(Process(RAY, "start", *second, *common, RAY_AUTH_MODE="token"))
+        self.nodes[1].wait_for_line("--block")
+
+    def workers(self) -> list[str]:
+        """Names of the actors of Serve and of Gangway that live on the nodes."""
+        titles = [" ".join(process.cmdline()) for node in self.nodes for process in node.processes()]
+        parts = "Supervisor", "Registry", "RayTrainWorker", "ServeReplica", "TrainController"
+        return [title for title in titles if title.startswith("ray::") and any(part in title for part in parts)]
+
+    def close(self) -> None:
+        for node in reversed(self.nodes):
+            node.kill()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    cluster = Cluster(tmp_path_factory.mktemp("r"))
+    yield cluster
+    cluster.close()
+
+
+def answer(url: str) -> str:
+    return str(httpx.post(f"{url}/predict", json=QUESTION, timeout=60).json()["outputs"][0]["text"])
+
+
+def test_a_group_over_two_nodes_answers_and_leaves_nothing_behind_on_them(cluster: Cluster) -> None:
+    server = Server("--address", cluster.address, "--set", "parallel.placement=STRICT_SPREAD")
+    try:
+        server.wait_until_ready()
+        assert len({rank["node_id"] for rank in server.status()["ranks"]}) == 2
+        assert "Paris" in answer(server.url)
+        assert "already runs" in refusal(cluster)
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+    finally:
+        server.kill()
+    eventually(lambda: not cluster.workers(), 30)
+
+
+def test_a_group_that_no_node_can_hold_is_refused_with_what_is_missing(cluster: Cluster) -> None:
+    sentence = refusal(cluster, "parallel.tensor_parallel_size=3")
+    assert "room for 2 of 3 ranks" in sentence
+
+
+def test_serve_run_starts_the_group_and_takes_it_along(cluster: Cluster) -> None:
+    command = (
+        SERVE,
+        "run",
+        f"--address={cluster.address}",
+        "serving.app:build",
+        f"config={CONFIG}",
+        "engine.max_running=8",
+    )
+    serve = Process(*command, RAY_AUTH_MODE="token")
+    try:
+        url = "http://" + serve.wait_for_line("is ready at").partition("http://")[2].rstrip("/. ")
+        eventually(lambda: httpx.get(f"{url}/readyz", timeout=10).status_code == httpx.codes.OK)
+        assert "Paris" in answer(url)
+        serve.signal(signal.SIGINT)
+        serve.wait()
+    finally:
+        serve.kill()
+    eventually(lambda: not cluster.workers(), 60)
+
+
+def refusal(cluster: Cluster, *settings: str) -> str:
+    overrides = [part for setting in settings for part in ("--set", setting)]
+    second = Process(*gangway("serve", CONFIG, "--address", cluster.address, *overrides))
+    try:
+        line = second.wait_for_line("gangway:")
+        assert second.wait() == 1
+        return line
+    finally:
+        second.kill()

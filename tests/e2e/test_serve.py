@@ -1,0 +1,156 @@
+"""`gangway serve` with the demo model on two ranks, over real HTTP. The tests run in order: the last one stops it."""
+
+import asyncio
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import openai
+import psutil
+
+from tests.e2e.server import Server, eventually
+
+NAME = "smollm2-135m-instruct"
+TIMEOUT_S = 120.0
+STORY = "Once upon a time, in a small village by the sea,"
+
+
+def predict(server: Server, inputs: Any, **parameters: Any) -> Any:
+    body = {"inputs": inputs, "parameters": {"temperature": 0, "max_tokens": 16} | parameters}
+    answer = httpx.post(f"{server.url}/predict", json=body, timeout=TIMEOUT_S)
+    assert answer.status_code == httpx.codes.OK, answer.text
+    return answer.json()["outputs"]
+
+
+def client(server: Server) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", timeout=TIMEOUT_S, max_retries=0)
+
+
+def story(server: Server, tokens: int) -> list[str]:
+    """The same story each time, as its pieces come."""
+    with client(server) as api:
+        stream = api.completions.create(model=NAME, prompt=STORY, max_tokens=tokens, temperature=0, stream=True)
+        return [chunk.choices[0].text for chunk in stream]
+
+
+def test_a_prompt_is_completed(server: Server) -> None:
+    (output,) = predict(server, "The capital of France is")
+    assert "Paris" in output["text"]
+    assert output["usage"]["completion_tokens"] == 16
+
+
+def test_a_list_of_chats_and_texts_comes_back_in_order(server: Server) -> None:
+    outputs = predict(server, ["The capital of France is", "The capital of Italy is"])
+    assert ["Paris" in outputs[0]["text"], "Rome" in outputs[1]["text"]] == [True, True]
+
+
+def test_the_openai_client_chats_and_is_told_paris(server: Server) -> None:
+    with client(server) as api:
+        answer = api.chat.completions.create(
+            model=NAME,
+            messages=[{"role": "user", "content": "What is the capital of France?"}],
+            max_tokens=32,
+            temperature=0,
+        )
+    assert "Paris" in str(answer.choices[0].message.content)
+
+
+def test_a_stream_says_what_a_whole_answer_says(server: Server) -> None:
+    (whole,) = predict(server, STORY, max_tokens=24)
+    assert "".join(story(server, 24)) == whole["text"]
+
+
+def test_many_mixed_requests_at_once_are_all_answered_as_alone(server: Server) -> None:
+    prompts = [f"{count} and {count} make" for count in range(16)]
+    alone = [predict(server, prompts[0])[0]["text"], predict(server, prompts[1])[0]["text"]]
+
+    async def ask() -> list[str]:
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", timeout=TIMEOUT_S) as api:
+            whole = [
+                api.completions.create(model=NAME, prompt=prompt, max_tokens=16, temperature=0) for prompt in prompts
+            ]
+            sampled = [
+                api.chat.completions.create(model=NAME, messages=[{"role": "user", "content": p}], max_tokens=8, seed=1)
+                for p in prompts
+            ]
+            texts, chats = await asyncio.gather(asyncio.gather(*whole), asyncio.gather(*sampled))
+        assert all(chat.choices[0].finish_reason for chat in chats)
+        return [text.choices[0].text for text in texts]
+
+    together = asyncio.run(ask())
+    assert len(together) == len(prompts)
+    assert all(together)
+    assert alone[0] in together
+
+
+def test_the_status_shows_both_ranks_and_the_weights_they_hold(server: Server) -> None:
+    status = server.status()
+    assert (status["state"], [rank["rank"] for rank in status["ranks"]]) == ("ready", [0, 1])
+    assert all(0 < rank["shard_bytes"] == rank["loaded_bytes"] for rank in status["ranks"])
+
+
+def test_nothing_but_ray_itself_listens_beyond_loopback(server: Server) -> None:
+    listening = [
+        (process.name(), connection.laddr)
+        for process in server.processes()
+        for connection in process.net_connections(kind="tcp")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    http = [address.ip for name, address in listening if name == "haproxy" or address.port == server.port]
+    assert http
+    assert set(http) == {"127.0.0.1"}
+
+
+def test_a_second_server_on_the_same_port_says_so_and_exits_1(server: Server) -> None:
+    second = Server("--set", f"http.port={server.port}")
+    try:
+        line = second.wait_for_line("gangway:")
+        assert f"127.0.0.1:{server.port}" in line
+        assert second.wait() == 1
+    finally:
+        second.kill()
+
+
+def test_a_client_that_goes_away_frees_its_place(server: Server) -> None:
+    body = {"inputs": STORY, "stream": True, "parameters": {"max_tokens": 1500, "ignore_eos": True}}
+    with httpx.stream("POST", f"{server.url}/predict", json=body, timeout=TIMEOUT_S) as stream:
+        next(stream.iter_lines())
+        assert server.status()["queue"]["running"] == 1
+    eventually(lambda: server.status()["queue"]["running"] == 0, 10)
+
+
+def test_a_stream_goes_on_to_the_letter_when_a_rank_is_killed(server: Server) -> None:
+    undisturbed = "".join(story(server, 60))
+    before = server.status()
+    with client(server) as api:
+        stream = api.completions.create(model=NAME, prompt=STORY, max_tokens=60, temperature=0, stream=True)
+        pieces = [next(stream).choices[0].text]
+        psutil.Process(before["ranks"][1]["pid"]).kill()
+        pieces += [chunk.choices[0].text for chunk in stream]
+    assert "".join(pieces) == undisturbed
+    after = server.status()
+    assert (after["generation"], after["restarts"]) == (before["generation"] + 1, before["restarts"] + 1)
+    assert "rank 1's process died" in after["last_failure"]
+
+
+def test_a_gateway_that_is_killed_comes_back_without_a_new_generation(server: Server) -> None:
+    generation = server.status()["generation"]
+    (gateway,) = [process for process in server.processes() if "ServeReplica" in " ".join(process.cmdline())]
+    gateway.kill()
+    eventually(lambda: not gateway.is_running() and server.is_ready())
+    assert server.status()["generation"] == generation
+    assert "Paris" in predict(server, "The capital of France is")[0]["text"]
+
+
+def test_ctrl_c_lets_what_runs_finish_refuses_what_is_new_and_leaves_no_process(server: Server) -> None:
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(predict, server, STORY, max_tokens=200, ignore_eos=True)
+        eventually(lambda: server.status()["queue"]["running"] == 1)
+        server.signal(signal.SIGINT)
+        eventually(lambda: not server.is_ready())
+        refused = httpx.post(f"{server.url}/predict", json={"inputs": "late"}, timeout=TIMEOUT_S)
+        assert refused.status_code == httpx.codes.SERVICE_UNAVAILABLE
+        assert running.result()[0]["usage"]["completion_tokens"] == 200
+    assert server.wait() == 0
+    server.wait_until_gone()

@@ -1,0 +1,59 @@
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from serving.runtime.environment import cluster_address, haproxy_settings, ray_environment
+
+
+def test_an_address_that_is_named_wins_over_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert cluster_address("10.0.0.2:6379") == "10.0.0.2:6379"
+    assert cluster_address(None) == "10.0.0.1:6379"
+    monkeypatch.delenv("RAY_ADDRESS")
+    assert cluster_address(None) is None
+
+
+def test_what_the_user_has_set_stays_and_the_rest_is_added() -> None:
+    environment = {"RAY_SERVE_ENABLE_HA_PROXY": "0"}
+    with ray_environment(embedded=True, environment=environment):
+        assert environment["RAY_SERVE_ENABLE_HA_PROXY"] == "0"
+        assert environment["RAY_USAGE_STATS_ENABLED"] == "0"
+
+
+def test_a_cluster_of_someone_else_keeps_its_own_proxy() -> None:
+    environment: dict[str, str] = {}
+    with ray_environment(embedded=False, environment=environment):
+        assert "RAY_SERVE_ENABLE_HA_PROXY" not in environment
+
+
+def test_the_files_of_an_embedded_cluster_are_private_and_go_with_it() -> None:
+    environment: dict[str, str] = {}
+    with ray_environment(embedded=True, environment=environment):
+        folder = Path(environment["RAY_SERVE_HAPROXY_SOCKET_PATH"]).parent
+        assert folder.stat().st_mode & 0o077 == 0
+    assert not folder.exists()
+
+
+def test_haproxy_opens_its_statistics_to_this_machine_only(tmp_path: Path) -> None:
+    wrapper = haproxy_settings(tmp_path, "/bin/echo")["RAY_SERVE_HAPROXY_BINARY_PATH"]
+    config = tmp_path / "node" / "haproxy.cfg"
+    config.parent.mkdir()
+    config.write_text("frontend a\n    bind :9101\n    bind 10.0.0.1:8000\nlisten stats\n  bind *:8404\n")
+    done = subprocess.run([wrapper, "-db", "-f", str(config)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["-db", "-f", str(config)]
+    binds = [line.strip() for line in config.read_text().splitlines() if "bind" in line]
+    assert binds == ["bind 127.0.0.1:9101", "bind 10.0.0.1:8000", "bind 127.0.0.1:8404"]
+
+
+def test_two_clusters_on_a_machine_get_ports_and_files_of_their_own(tmp_path: Path) -> None:
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+    first, second = (haproxy_settings(folder, "/bin/echo") for folder in folders)
+    fixed = {
+        "RAY_SERVE_ENABLE_HA_PROXY",
+        "RAY_SERVE_HAPROXY_NBTHREAD",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S",
+    }
+    assert {key for key in first if first[key] == second[key]} == fixed

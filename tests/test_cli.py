@@ -1,0 +1,81 @@
+"""The command line as a user meets it: a process, its exit code, and what it prints."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from serving.config import load_config
+
+CONFIG = "model: {path: %s}\n"
+
+
+def gangway(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "serving.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(CONFIG % tmp_path)
+    return path
+
+
+def one_sentence(done: subprocess.CompletedProcess[str], code: int) -> str:
+    assert done.returncode == code, done
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+def test_the_version_is_printed() -> None:
+    done = gangway("--version")
+    assert (done.returncode, done.stdout.split()[0]) == (0, "gangway")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["serve"], "config"),
+        (["serve", "missing.yaml"], "missing.yaml"),
+        (["fly"], "fly"),
+        (["serve", "x.yaml", "--fly"], "--fly"),
+    ],
+)
+def test_wrong_usage_exits_2_with_one_sentence(arguments: list[str], told: str) -> None:
+    assert told in one_sentence(gangway(*arguments), 2)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("engine.max_runing=3", "max_running"),
+        ("parallel.tensor_parallel_size=0", "parallel.tensor_parallel_size"),
+        ("http.host=0.0.0.0", "security.insecure"),
+        ("nonsense", "section.key=value"),
+    ],
+)
+def test_a_wrong_setting_exits_2_and_is_named(config: Path, override: str, told: str) -> None:
+    assert told in one_sentence(gangway("serve", config, "--set", override), 2)
+
+
+def test_the_whole_configuration_can_be_printed_and_read_back(config: Path, tmp_path: Path) -> None:
+    done = gangway("serve", config, "--set", "http.port=8123", "--print-config")
+    assert done.returncode == 0
+    printed = tmp_path / "printed.yaml"
+    printed.write_text(done.stdout)
+    assert load_config(printed) == load_config(config, ["http.port=8123"])
+
+
+def test_a_folder_without_a_model_exits_1_before_anything_is_started(config: Path, tmp_path: Path) -> None:
+    assert str(tmp_path) in one_sentence(gangway("serve", config), 1)
+
+
+def test_the_status_of_no_server_exits_1() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        assert url in one_sentence(gangway("status", "--url", url), 1)
