@@ -1,1 +1,1 @@
-"""Gangway: one model over several machines, answering HTTP. `README.md` has the life of a request and a module table."""
+"""Gangway: one model over several machines, answering HTTP. `README.md` has a request's life and a module table."""

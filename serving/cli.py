@@ -86,20 +86,23 @@ def serve(
         typer.echo(dump_config(settings), nl=False)
         return
     from serving.runtime.environment import cluster_address, ray_environment
+    from serving.runtime.preflight import absolute_paths, check_model_files, require_free_port
 
-    with ray_environment(embedded=cluster_address(address) is None):
-        _serve(settings, address, verbose=verbose)
+    embedded = cluster_address(address) is None
+    settings = absolute_paths(settings)
+    check_model_files(settings, all_here=embedded)
+    if embedded:
+        require_free_port(settings.http.host, settings.http.port)
+    with ray_environment(embedded=embedded):
+        _launch(settings, address, verbose=verbose)
 
 
-def _serve(config: Config, address: str | None, *, verbose: bool) -> None:
-    from serving.runtime.environment import cluster_address
+def _launch(config: Config, address: str | None, *, verbose: bool) -> None:
+    """Imports Ray, so its environment must have been set."""
     from serving.runtime.launch import Launch
-    from serving.runtime.paths import absolute_paths, check_paths
     from serving.runtime.progress import make_display
     from serving.runtime.session import ray_session
 
-    config = absolute_paths(config)
-    check_paths(config, all_here=cluster_address(address) is None)
     stopping, hurry = threading.Event(), threading.Event()
     with make_display(verbose=verbose) as display, ray_session(address, embedded=config, verbose=verbose):
         _stop_on_signals(stopping, hurry)

@@ -82,7 +82,7 @@ class EngineConfig(Section):
     """Compute equal prefixes once. Turn off to measure without it."""
 
     native_kernels: bool = True
-    """Use the project's own CPU kernels where the processor has AVX-512 with bfloat16. Off, torch's operators do all."""
+    """Use this project's CPU kernels where the processor has AVX-512 with bfloat16. Off, torch's operators do all."""
 
     @model_validator(mode="after")
     def _budget_holds_every_decode(self) -> Self:

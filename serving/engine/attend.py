@@ -42,7 +42,7 @@ def attach(model: nn.Module, attend: Attend) -> None:
             layer.attend = attend
 
 
-def _attention(  # noqa: PLR0917
+def _attention(
     module: Any,
     query: Tensor,
     key: Tensor,

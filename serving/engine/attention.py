@@ -82,7 +82,7 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, places: Tensor, spec: At
 
 
 def _visible(places: Tensor, length: int, window: int | None) -> Tensor:
-    """bool [B, N, length]: which positions each query may look at."""
+    """Bool [B, N, length]: which positions each query may look at."""
     positions = torch.arange(length, device=places.device)
     behind = places.unsqueeze(-1) - positions
     return (behind >= 0) if window is None else (behind >= 0) & (behind < window)

@@ -1,8 +1,8 @@
 """How a plan gets from rank 0 to its followers: loopback for one rank, a process group for more.
 
-The group is a gloo group of its own with the peer timeout, so that a silent peer is noticed in seconds while the model's
-own collectives may take as long as a step takes. Rank 0 sends at least one plan every `HEARTBEAT_S`; a broadcast tells
-its root nothing of the others, so an empty plan is followed by a `pulse` that everyone must answer.
+The group is a gloo group of its own with the peer timeout, so that a silent peer is noticed in seconds while the
+model's own collectives may take as long as a step takes. Rank 0 sends at least one plan every `HEARTBEAT_S`; a
+broadcast tells its root nothing of the others, so an empty plan is followed by a `pulse` that everyone must answer.
 """
 
 from datetime import timedelta

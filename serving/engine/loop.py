@@ -1,10 +1,10 @@
 """The step loop. `lead` and `follow` stand side by side: the order of collectives can be checked by eye.
 
-    lead                        follow
-    ----                        ------
-    broadcast.send(plan)        broadcast.receive()
-    runner.execute(plan)        runner.execute(plan)      collective when the plan computes
-    broadcast.pulse()           broadcast.pulse()         when it does not
+lead                        follow
+----                        ------
+broadcast.send(plan)        broadcast.receive()
+runner.execute(plan)        runner.execute(plan)      collective when the plan computes
+broadcast.pulse()           broadcast.pulse()         when it does not
 """
 
 import threading
@@ -37,7 +37,7 @@ def lead(
         else:
             runner.execute(plan)
             broadcast.pulse()
-            outbox.pulse()
+        outbox.pulse()
     broadcast.send(scheduler.farewell())
 
 

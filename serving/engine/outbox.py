@@ -3,9 +3,10 @@
 import time
 from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
 
+from serving.engine.broadcast import HEARTBEAT_S
 from serving.engine.scheduler import Scheduler
 from serving.link import LinkServer
-from serving.messages import Beat, Cancel, Delta, EngineStats, Pulse, StepOutput, StepPlan, Submit, ToEngine
+from serving.messages import Beat, Cancel, Delta, EngineStats, Pulse, StepOutput, StepPlan, Submit, ToEngine, ToGateway
 
 
 class Outbox:
@@ -28,6 +29,9 @@ class Outbox:
         self._seconds = seconds
         self._clock = clock
         self._heard: dict[bytes, float] = {}
+        """When each gateway was last heard."""
+        self._told: dict[bytes, float] = {}
+        """When each gateway was last sent something; one that is new was told nothing yet."""
         self._steps = 0
         self._broadcast_bytes = 0
 
@@ -46,23 +50,30 @@ class Outbox:
         for peer in [peer for peer, heard in self._heard.items() if now - heard > self._peer_timeout_s]:
             self._scheduler.cancel_owner(peer)
             del self._heard[peer]
+            self._told.pop(peer, None)
 
     def _submit(self, peer: bytes, submit: Submit) -> None:
         ended = self._scheduler.add(submit, peer)
         if ended is not None:
-            self._link.send(peer, self._output([ended]))
+            self._send(peer, self._output([ended]))
 
     def emit(self, plan: StepPlan, results: Mapping[Hashable, list[Delta]]) -> None:
         """One message to each gateway with all that the step did to its requests."""
         self._steps = plan.number
         for peer, deltas in results.items():
             assert isinstance(peer, bytes)
-            self._link.send(peer, self._output(deltas))
+            self._send(peer, self._output(deltas))
 
     def pulse(self) -> None:
-        """Tell every gateway that rank 0 lives and idles."""
+        """Tell the gateways that were sent nothing for a while, or nothing ever, that rank 0 lives."""
+        due = self._clock() - HEARTBEAT_S / 2
         for peer in self._heard:
-            self._link.send(peer, Pulse(generation=self._generation, stats=self.stats()))
+            if self._told.get(peer, float("-inf")) < due:
+                self._send(peer, Pulse(generation=self._generation, stats=self.stats()))
+
+    def _send(self, peer: bytes, message: ToGateway) -> None:
+        self._link.send(peer, message)
+        self._told[peer] = self._clock()
 
     def account(self, sent: int, **seconds: float) -> None:
         """Add a step's broadcast bytes and its seconds by phase."""

@@ -3,7 +3,6 @@
 The command is a watcher: the work is done by actors that it owns, so that they end with it, however it ends.
 """
 
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from serving.config import Config
 from serving.errors import GroupFailed, OperatorError
 from serving.messages import Snapshot
 from serving.runtime.deployment import application_status, start_serve
+from serving.runtime.preflight import require_free_port
 from serving.runtime.registry import RegistryClient
 from serving.runtime.session import require_room
 from serving.runtime.supervisor import find_supervisor, start_supervisor
@@ -194,16 +194,3 @@ class Launch:
             ray.wait([self._outcome], timeout=STOP_TIMEOUT_S)
             ray.kill(self._supervisor)
         self._registry.remove()
-
-
-def require_free_port(host: str, port: int) -> None:
-    """Raise `OperatorError` when nothing could listen at this address."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise OperatorError(
-                f"cannot listen on {host}:{port}: {error.strerror}; set http.port to a free one"
-            ) from error

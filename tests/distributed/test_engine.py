@@ -30,7 +30,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def prompt(seed: int, length: int) -> list[int]:
-    return torch.randint(3, VOCAB, (length,), generator=torch.Generator().manual_seed(seed)).tolist()  # type: ignore[no-any-return]
+    return torch.randint(3, VOCAB, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def request(i: int, **changes: Any) -> Submit:
@@ -68,9 +68,7 @@ def test_a_batch_of_all_kinds_answers_as_each_alone(pool: RankPool, tiny: Path, 
     assert run(pool, tiny, {0: [request(i) for i in range(20)]})["tokens"] == alone
 
 
-def test_arrival_order_and_chunk_size_change_nothing(
-    ranks2: RankPool, tiny: Path, alone: dict[str, list[int]]
-) -> None:
+def test_arrival_order_and_chunk_size_change_nothing(ranks2: RankPool, tiny: Path, alone: dict[str, list[int]]) -> None:
     script: Script = {3 * i: [request(19 - i)] for i in range(20)}
     settings = {"max_batched_tokens": 16, "max_running": 7, "kv_cache_gib": 0.01}
     assert run(ranks2, tiny, script, engine=settings)["tokens"] == alone
@@ -85,7 +83,10 @@ def test_preemption_changes_nothing(ranks2: RankPool, tiny: Path, alone: dict[st
 
 
 def test_prefix_hits_change_nothing(ranks2: RankPool, tiny: Path, alone: dict[str, list[int]]) -> None:
-    twice = {0: [request(i) for i in range(20)], 60: [Submit(id=f"again{i}", prompt=request(i).prompt, sampling=request(i).sampling) for i in range(20)]}
+    twice: Script = {
+        0: [request(i) for i in range(20)],
+        60: [Submit(id=f"again{i}", prompt=request(i).prompt, sampling=request(i).sampling) for i in range(20)],
+    }
     answer = run(ranks2, tiny, twice)
     assert answer["prefix_hits"] > 0
     assert {f"r{i}": answer["tokens"][f"again{i}"] for i in range(20)} == alone
@@ -107,9 +108,7 @@ def test_a_resumed_request_goes_on_to_the_letter(ranks2: RankPool, tiny: Path, a
     assert {id_: [*half(int(id_[1:])).emitted, *tokens] for id_, tokens in answer["tokens"].items()} == alone
 
 
-def test_a_cancelled_request_leaves_the_others_alone(
-    ranks2: RankPool, tiny: Path, alone: dict[str, list[int]]
-) -> None:
+def test_a_cancelled_request_leaves_the_others_alone(ranks2: RankPool, tiny: Path, alone: dict[str, list[int]]) -> None:
     gone = {f"r{i}" for i in range(0, 20, 3)}
     answer = run(ranks2, tiny, {0: [request(i) for i in range(20)], 5: [Cancel(ids=sorted(gone))]})
     assert {id_: tokens for id_, tokens in answer["tokens"].items() if id_ not in gone} == {
@@ -171,9 +170,7 @@ def test_smollm2_equals_hugging_faces_generate(ranks2: RankPool, native: bool) -
     model = AutoModelForCausalLM.from_pretrained(DEMO, dtype=torch.float32)
     questions = ["What is the capital of France?", "Write a haiku about bridges.", "Count from one to ten."]
     prompts = [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": q}], add_generation_prompt=True, return_dict=False
-        )
+        tokenizer.apply_chat_template([{"role": "user", "content": q}], add_generation_prompt=True, return_dict=False)
         for q in questions
     ]
     truth = []

@@ -55,7 +55,7 @@ def test_decode_and_prefill_rows_attend_to_their_own_sequences(window: int | Non
     batch = Batch(
         input_ids=torch.zeros(7, dtype=torch.int64),
         positions=torch.tensor([9, 0, 3, 4, 5, 6, 7]),
-        slots=torch.tensor(sum((slots(i, lengths[i] - new[i]) for i in range(3)), [])),
+        slots=torch.tensor([slot for i in range(3) for slot in slots(i, lengths[i] - new[i])]),
         tables=torch.tensor([[5, 2, 9], [1, 0, 0], [7, 3, 0]], dtype=torch.int32),
         table_of=torch.tensor([0, 1, 2, 2, 2, 2, 2], dtype=torch.int32),
         decodes=2,

@@ -67,21 +67,26 @@ def test_a_norm_adds_and_scales(dtype: torch.dtype, offset: float) -> None:
     assert torch.equal(changed, x + delta)
 
 
-def paged(lengths: list[int], kv_heads: int, dim: int, block: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+def paged(
+    lengths: list[int], kv_heads: int, dim: int, block: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, ops.LayerCache, Tensor]:
     """Random sequences written to a cache whose blocks are dealt out backwards: keys, values, cache, tables."""
     total = sum(-(-n // block) for n in lengths)
-    cache_k = torch.zeros(total * block * kv_heads * dim, dtype=dtype)
-    cache_v = torch.zeros_like(cache_k)
+    size = total * block * kv_heads * dim
+    cache = ops.LayerCache(torch.zeros(size, dtype=dtype), torch.zeros(size, dtype=dtype), block, kv_heads, dim)
     tables = torch.zeros(len(lengths), max(-(-n // block) for n in lengths), dtype=torch.int32)
     free = list(range(total))
-    keys, values = torch.randn(sum(lengths), kv_heads, dim).to(dtype), torch.randn(sum(lengths), kv_heads, dim).to(dtype)
+    keys, values = (
+        torch.randn(sum(lengths), kv_heads, dim).to(dtype),
+        torch.randn(sum(lengths), kv_heads, dim).to(dtype),
+    )
     slots = []
     for i, n in enumerate(lengths):
         for b in range(-(-n // block)):
             tables[i, b] = free.pop()
         slots += [int(tables[i, p // block]) * block + p % block for p in range(n)]
-    ops.keep(cache_k, cache_v, block, torch.tensor(slots), keys.flatten(1), values.flatten(1), kv_heads, dim)
-    return keys, values, cache_k, cache_v, tables
+    ops.keep(cache, torch.tensor(slots), keys.flatten(1), values.flatten(1))
+    return keys, values, cache, tables
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -93,8 +98,10 @@ def test_attention_over_blocks_equals_attention_written_out(
 ) -> None:
     torch.manual_seed(4)
     block, kv_heads, lengths = 32, 3, [1, 16, 33, 70]
-    keys, values, cache_k, cache_v, tables = paged(lengths, kv_heads, dim, block, dtype)
-    table_of, positions, truth = [], [], []
+    keys, values, cache, tables = paged(lengths, kv_heads, dim, block, dtype)
+    table_of: list[int] = []
+    positions: list[int] = []
+    truth = []
     query = torch.randn(sum(lengths), heads, dim).to(dtype)
     first = 0
     for i, n in enumerate(lengths):
@@ -110,11 +117,8 @@ def test_attention_over_blocks_equals_attention_written_out(
         first += n
 
     def run(rows: slice) -> Tensor:
-        return ops.attend(
-            cache_k, cache_v, block, kv_heads, dim, query[rows].flatten(1), heads, tables,
-            torch.tensor(table_of[rows], dtype=torch.int32), torch.tensor(positions[rows]),
-            ops.scratch_for(70, 1), spec.scale, spec.sliding_window or 0, spec.softcap or 0.0,
-        )  # fmt: skip
+        places = ops.Places(tables, torch.tensor(table_of[rows], dtype=torch.int32), torch.tensor(positions[rows]))
+        return ops.attend(cache, query[rows].flatten(1), heads, places, spec, ops.scratch_for(70, 1))
 
     whole = run(slice(None))
     close(whole, torch.cat(truth).flatten(1))

@@ -42,7 +42,7 @@ def by_definition(logits: Tensor, row: SamplingRow) -> int:
     return int((x + gumbel([s.seed], [len(row.tokens)], 0, VOCAB, x.device)[0]).argmax())
 
 
-CASES = {
+CASES: dict[str, dict[str, object]] = {
     "greedy": {"temperature": 0.0},
     "plain": {},
     "hot": {"temperature": 1.7},

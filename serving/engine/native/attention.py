@@ -25,12 +25,9 @@ class NativeAttention:
 
     def __init__(self, shape: KVShape, num_blocks: int, block_size: int, threads: int) -> None:
         self._shape = shape
-        self._block_size = block_size
         self._threads = threads
         size = num_blocks * block_size * shape.kv_heads * shape.head_dim
-        # Zeros are lazy: a page is taken when a block in it is first written.
-        self._keys = [torch.zeros(size, dtype=shape.dtype) for _ in range(shape.layers)]
-        self._values = [torch.zeros(size, dtype=shape.dtype) for _ in range(shape.layers)]
+        self._layers = [_layer(size, shape, block_size) for _ in range(shape.layers)]
         self._batch: Batch | None = None
         self._scratch = ops.scratch_for(0, threads)
 
@@ -48,25 +45,15 @@ class NativeAttention:
 
     def rows(self, layer: int, query: Tensor, key: Tensor, value: Tensor, heads: int, spec: AttentionSpec) -> Tensor:
         """The same on [T, heads * D], [T, kv_heads * D] twice -> [T, heads * D]; rows may be apart."""
-        batch, shape = self._batch, self._shape
+        batch = self._batch
         assert batch is not None, "begin() names the batch first"
-        if not shape.kv_heads:
-            return query
-        keys, values = self._keys[layer], self._values[layer]
-        ops.keep(keys, values, self._block_size, batch.slots, key, value, shape.kv_heads, shape.head_dim)
-        return ops.attend(
-            keys,
-            values,
-            self._block_size,
-            shape.kv_heads,
-            shape.head_dim,
-            query,
-            heads,
-            batch.tables,
-            batch.table_of,
-            batch.positions,
-            self._scratch,
-            spec.scale,
-            spec.sliding_window or 0,
-            spec.softcap or 0.0,
-        )
+        cache = self._layers[layer]
+        ops.keep(cache, batch.slots, key, value)
+        places = ops.Places(batch.tables, batch.table_of, batch.positions)
+        return ops.attend(cache, query, heads, places, spec, self._scratch)
+
+
+def _layer(size: int, shape: KVShape, block_size: int) -> ops.LayerCache:
+    # Zeros are lazy: a page is taken when a block in it is first written.
+    keys, values = (torch.zeros(size, dtype=shape.dtype) for _ in range(2))
+    return ops.LayerCache(keys, values, block_size, shape.kv_heads, shape.head_dim)

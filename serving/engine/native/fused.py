@@ -16,9 +16,7 @@ from serving.engine.native.attention import NativeAttention
 from serving.engine.native.packed import PackedLinear
 
 ATTENTIONS = frozenset({"LlamaAttention", "MistralAttention", "Qwen2Attention", "GraniteAttention"})
-MLPS = frozenset(
-    {"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP", "GraniteMLP", "GemmaMLP", "Gemma2MLP", "Gemma3MLP"}
-)
+MLPS = frozenset({"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP", "GraniteMLP", "GemmaMLP", "Gemma2MLP", "Gemma3MLP"})
 ACTIVATIONS = {"silu": ops.SILU, "swish": ops.SILU, "gelu_pytorch_tanh": ops.GELU_TANH}
 
 
@@ -37,7 +35,9 @@ class FusedAttention(nn.Module):
         self.width = (heads + 2 * kv_heads) * dim
         self.threads = threads
         self.layer_idx = original.layer_idx
-        self.spec = AttentionSpec(original.scaling, getattr(original, "sliding_window", None), None)
+        # Mistral's code keeps the window in its configuration, Qwen2's on each layer; Llama's and Granite's know none.
+        owner = original.config if type(original).__name__ == "MistralAttention" else original
+        self.spec = AttentionSpec(original.scaling, getattr(owner, "sliding_window", None), None)
         self.attend: NativeAttention
 
     def forward(
@@ -46,7 +46,8 @@ class FusedAttention(nn.Module):
         """[1, T, hidden] -> [1, T, hidden]; `position_embeddings` are a `HalfRotary`'s."""
         qkv = ops.product(hidden_states[0], self.qkv, self.width, self.bias, threads=self.threads)
         ops.rotate(qkv, self.heads + self.kv_heads, self.dim, *position_embeddings)
-        query, key, value = qkv.split([self.heads * self.dim, self.kv_heads * self.dim, self.kv_heads * self.dim], 1)
+        first, second = self.heads * self.dim, (self.heads + self.kv_heads) * self.dim
+        query, key, value = qkv[:, :first], qkv[:, first:second], qkv[:, second:]
         mixed = self.attend.rows(self.layer_idx, query, key, value, self.heads, self.spec)
         return self.out(mixed).unsqueeze(0), None
 
@@ -59,7 +60,7 @@ class HalfRotary(nn.Module):
         self.original = original
 
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """`x` tells the device only: the angles stay float32, where Hugging Face's code rounds them to the model's format."""
+        """`x` tells the device only: angles stay float32, where Hugging Face rounds them to the model's format."""
         cos, sin = self.original(x.new_empty(0, dtype=torch.float32), position_ids)
         half = cos.shape[-1] // 2
         return cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()
@@ -81,7 +82,8 @@ class FusedMLP(nn.Module):
         """[..., hidden] -> [..., hidden]."""
         rows = x.reshape(-1, x.shape[-1])
         gated = ops.product(rows, self.gate_up, self.width, None, self.activation, self.threads)
-        return self.down(gated).view(x.shape)
+        down: Tensor = self.down(gated)
+        return down.view(x.shape)
 
 
 def fusable_attention(module: Any) -> bool:

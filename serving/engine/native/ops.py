@@ -1,12 +1,12 @@
-"""The kernels as functions of tensors. Only called where `available()` says so; shapes are the caller's to get right."""
-
+"""The kernels as functions of tensors. Only called where `available()`; shapes are the caller's to get right."""
 
 from ctypes import c_float, c_int, c_int64, c_void_p
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from serving.engine.attend import AttentionSpec
 from serving.engine.native.library import library
 
 PANEL = 32
@@ -95,7 +95,7 @@ def product(
 
 
 def add_rms_norm(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
-    """x += delta in place (when given); x / rms(x) * (weight + offset). All contiguous, [M, H], H a multiple of 16."""
+    """X += delta in place (when given); x / rms(x) * (weight + offset). All contiguous, [M, H], H a multiple of 16."""
     y = torch.empty_like(x)
     _norm(
         _is_bf16(x), x.data_ptr(), None if delta is None else delta.data_ptr(), weight.data_ptr(), y.data_ptr(),
@@ -105,70 +105,80 @@ def add_rms_norm(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float, of
 
 
 def rotate(x: Tensor, heads: int, dim: int, cos: Tensor, sin: Tensor) -> None:
-    """Rotary embedding by halves, in place. x: [T, >= heads * dim], its rows may be apart; cos, sin: float32 [T, r / 2]."""
+    """Rotary embedding by halves, in place.
+
+    Args:
+        x: [T, >= heads * dim], rows may be apart.
+        heads: rotated in each row, from the first on.
+        dim: of a head.
+        cos: float32 [T, r / 2]: the first r elements of each head are rotated.
+        sin: as `cos`.
+    """
     _rotate(
         _is_bf16(x), x.data_ptr(), x.stride(0), x.shape[0], heads, dim, 2 * cos.shape[1], cos.data_ptr(), sin.data_ptr()
     )
 
 
-def keep(
-    keys: Tensor, values: Tensor, block_size: int, slots: Tensor, key: Tensor, value: Tensor, heads: int, dim: int
-) -> None:
+class LayerCache(NamedTuple):
+    """One layer's keys and values in the kernels' own order of elements."""
+
+    keys: Tensor
+    """blocks * block_size * heads * dim elements, flat."""
+    values: Tensor
+    block_size: int
+    """A multiple of 16."""
+    heads: int
+    """KV heads of this rank."""
+    dim: int
+    """A multiple of 16."""
+
+
+class Places(NamedTuple):
+    """Where the tokens of a batch belong."""
+
+    tables: Tensor
+    """int32 [sequences, blocks]."""
+    table_of: Tensor
+    """int32 [T], which table each token uses."""
+    positions: Tensor
+    """int64 [T]."""
+
+
+def keep(cache: LayerCache, slots: Tensor, key: Tensor, value: Tensor) -> None:
     """Write [T, heads * dim] keys and values (rows may be apart) to their slots, int64 [T]."""
     _keep(
-        _is_bf16(key), keys.data_ptr(), values.data_ptr(), block_size, heads, dim, slots.data_ptr(),
-        key.data_ptr(), key.stride(0), value.data_ptr(), value.stride(0), len(slots),
+        _is_bf16(key), cache.keys.data_ptr(), cache.values.data_ptr(), cache.block_size, cache.heads, cache.dim,
+        slots.data_ptr(), key.data_ptr(), key.stride(0), value.data_ptr(), value.stride(0), len(slots),
     )  # fmt: skip
 
 
 def attend(
-    keys: Tensor,
-    values: Tensor,
-    block_size: int,
-    kv_heads: int,
-    dim: int,
-    query: Tensor,
-    heads: int,
-    tables: Tensor,
-    table_of: Tensor,
-    positions: Tensor,
-    scratch: Tensor,
-    scale: float,
-    window: int,
-    softcap: float,
+    cache: LayerCache, query: Tensor, heads: int, places: Places, spec: AttentionSpec, scratch: Tensor
 ) -> Tensor:
-    """Every row's causal attention over its sequence's blocks.
+    """Every token's causal attention over its sequence's blocks.
 
     Args:
-        keys: the cache's, in the kernels' own order.
-        values: as `keys`.
-        block_size: tokens in a block, a multiple of 16.
-        kv_heads: of this rank.
-        dim: of a head, a multiple of 16.
+        cache: holds all keys and values up to each token's own.
         query: [T, >= heads * dim], rows may be apart.
         heads: query heads of this rank.
-        tables: int32 [sequences, blocks].
-        table_of: int32 [T], which table each row uses.
-        positions: int64 [T].
-        scratch: float32 [threads, 4, longest sequence rounded up to 16].
-        scale: of the scores.
-        window: positions looked back at, 0 for all.
-        softcap: 0 for none.
+        places: of the tokens.
+        spec: scale, window and soft cap.
+        scratch: `scratch_for` the longest sequence; its first dimension is the number of threads.
 
     Returns:
         [T, heads * dim].
     """
-    out = torch.empty(len(positions), heads * dim, dtype=query.dtype)
+    tables, table_of, positions = places
+    out = torch.empty(len(positions), heads * cache.dim, dtype=query.dtype)
     _attend(
-        _is_bf16(query), keys.data_ptr(), values.data_ptr(), block_size, kv_heads, dim, scale, softcap, window,
-        query.data_ptr(), query.stride(0), out.data_ptr(), tables.data_ptr(), tables.stride(0), table_of.data_ptr(),
-        positions.data_ptr(), len(positions), heads, scratch.data_ptr(), scratch.shape[-1], scratch.shape[0],
+        _is_bf16(query), cache.keys.data_ptr(), cache.values.data_ptr(), cache.block_size, cache.heads, cache.dim,
+        spec.scale, spec.softcap or 0.0, spec.sliding_window or 0, query.data_ptr(), query.stride(0), out.data_ptr(),
+        tables.data_ptr(), tables.stride(0), table_of.data_ptr(), positions.data_ptr(), len(positions), heads,
+        scratch.data_ptr(), scratch.shape[-1], scratch.shape[0],
     )  # fmt: skip
     return out
 
 
 def scratch_for(longest: int, threads: int) -> Tensor:
-    """Room for the scores of sequences up to `longest` tokens."""
+    """Room for the scores of sequences up to `longest` tokens: float32 [threads, 4, longest rounded up to 16]."""
     return torch.empty(threads, 4, -(-longest // LANES) * LANES, dtype=torch.float32)
-
-

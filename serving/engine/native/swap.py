@@ -10,7 +10,14 @@ from torch import nn
 
 from serving.engine.linear import ShardedLinear
 from serving.engine.native import ops
-from serving.engine.native.fused import ACTIVATIONS, FusedAttention, FusedMLP, HalfRotary, fusable_attention, fusable_mlp
+from serving.engine.native.fused import (
+    ACTIVATIONS,
+    FusedAttention,
+    FusedMLP,
+    HalfRotary,
+    fusable_attention,
+    fusable_mlp,
+)
 from serving.engine.native.packed import NativeRMSNorm, PackedEmbedding, PackedHead, PackedLinear
 from serving.engine.sharded_model import ShardedModel
 
@@ -87,4 +94,5 @@ def _norm(module: Any) -> nn.Module | None:
     offset = RMS_NORMS.get(type(module).__name__)
     if offset is None or module.weight.numel() % ops.LANES:
         return None
-    return NativeRMSNorm(module.weight, getattr(module, "variance_epsilon", getattr(module, "eps", None)), offset)
+    eps: float = module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps
+    return NativeRMSNorm(module.weight, eps, offset)

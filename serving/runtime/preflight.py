@@ -1,0 +1,41 @@
+"""What can be said of a configuration before any process is started for it, in milliseconds."""
+
+import socket
+
+from serving.config import Config
+from serving.engine.checkpoint import open_checkpoint
+from serving.errors import OperatorError
+
+
+def absolute_paths(config: Config) -> Config:
+    """The same configuration with its relative paths counted from this process's working directory.
+
+    The processes that it is sent to have others.
+    """
+    path = config.model.path.expanduser().absolute()
+    model = config.model.model_copy(update={"path": path, "served_name": config.model.name})
+    keys = config.security.api_keys_file
+    security = config.security.model_copy(update={"api_keys_file": keys and keys.expanduser().absolute()})
+    return config.model_copy(update={"model": model, "security": security})
+
+
+def check_model_files(config: Config, *, all_here: bool) -> None:
+    """See that the model's files are whole. Raises `ModelError`.
+
+    A folder that does not exist is an error only if the ranks run `all_here`; it has to be on their nodes.
+    """
+    if all_here or config.model.path.exists():
+        open_checkpoint(config.model.path)
+
+
+def require_free_port(host: str, port: int) -> None:
+    """Raise `OperatorError` when nothing could listen at this address."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise OperatorError(
+                f"cannot listen on {host}:{port}: {error.strerror}; set http.port to a free one"
+            ) from error
