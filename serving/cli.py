@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.exceptions import TyperException
@@ -28,6 +28,8 @@ app = typer.Typer(
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one key, as in a.b=c.")]
+
+ApiKey = Annotated[str | None, typer.Option(envvar="GANGWAY_API_KEY", help="Bearer key, if the server asks for one.")]
 
 
 def main() -> None:
@@ -123,26 +125,63 @@ def _stop_on_signals(stopping: threading.Event, hurry: threading.Event) -> None:
 def status(
     url: Annotated[str, typer.Option(help="Where the server answers.")] = DEFAULT_URL,
     as_json: Annotated[bool, typer.Option("--json", help="Print what /v1/status says.")] = False,
-    api_key: Annotated[
-        str | None, typer.Option(envvar="GANGWAY_API_KEY", help="Bearer key, if the server asks.")
-    ] = None,
+    api_key: ApiKey = None,
 ) -> None:
     """Show the group: its state, its ranks, and what they are doing."""
-    import httpx
-
+    report = _get(url, "/v1/status", api_key)
+    if as_json:
+        typer.echo(json.dumps(report, indent=2))
+        return
     from serving.runtime.progress import print_status
+
+    print_status(report)
+
+
+def _get(url: str, path: str, api_key: str | None) -> Any:
+    """The JSON that a server answers with. Raises `OperatorError` when there is none."""
+    import httpx
 
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     try:
-        answer = httpx.get(f"{url.rstrip('/')}/v1/status", headers=headers, timeout=5.0)
+        answer = httpx.get(url.rstrip("/") + path, headers=headers, timeout=5.0)
+        answer.raise_for_status()
+    except httpx.HTTPStatusError as error:
+        raise OperatorError(f"{url} answers {error.response.status_code}: {error.response.text[:200]}") from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise OperatorError(f"no server answers at {url}: {error}") from error
-    if answer.is_error:
-        raise OperatorError(f"{url} answers {answer.status_code}: {answer.text[:200]}")
+    return answer.json()
+
+
+@app.command()
+def bench(
+    url: Annotated[str, typer.Option(help="Where the server answers.")] = DEFAULT_URL,
+    model: Annotated[str | None, typer.Option(help="Model to ask for; the server's own when not given.")] = None,
+    concurrency: Annotated[str, typer.Option(help="Requests at a time, one level after the other.")] = "1,8,32",
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Length of each prompt.")] = 64,
+    output_tokens: Annotated[int, typer.Option(min=1, help="Length of each answer.")] = 64,
+    requests: Annotated[int | None, typer.Option(min=1, help="Requests per level; three a place if not given.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
+    api_key: ApiKey = None,
+) -> None:
+    """Measure a running server: random prompts of one length, answers of one length."""
+    import asyncio
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from serving.bench import run_bench
+
+    try:
+        levels = [int(level) for level in concurrency.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter(f"--concurrency {concurrency}: expected numbers such as 1,8,32") from error
+    name = model or _get(url, "/v1/models", api_key)["data"][0]["id"]
+    measuring = run_bench(url, name, levels, prompt_tokens, output_tokens, requests_per_level=requests, api_key=api_key)
+    report = asyncio.run(measuring)
     if as_json:
-        typer.echo(json.dumps(answer.json(), indent=2))
+        typer.echo(json.dumps(asdict(report), indent=2))
     else:
-        print_status(answer.json())
+        Console().print(report.table())
 
 
 @app.command("demo-model")

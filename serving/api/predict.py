@@ -36,7 +36,7 @@ class Predict:
         parameters = body.parameters or PredictParameters()
         prepared = await self._preparer.request(
             "predict",
-            _sources(body.inputs),
+            self._sources(body),
             parameters,
             length=Length(parameters.max_tokens, _DEFAULT_MAX_TOKENS, "parameters.max_tokens"),
             logprobs=-1 if parameters.logprobs is None else parameters.logprobs,
@@ -48,6 +48,19 @@ class Predict:
             return EventStream(generation, lambda choice, piece: self._event(generation, choice, piece))
         pieces = await collect(generation, request.receive)
         return json_response(self._answer(generation, pieces))
+
+    def _sources(self, body: PredictRequest) -> list[Source]:
+        """An instruction model is trained on chats: given a bare question, it would as soon end as answer."""
+        chats = self._service.tokenizer.has_chat_template and not body.raw
+
+        def source(content: str | list[ChatMessage], param: str) -> Source:
+            if chats and isinstance(content, str) and content:
+                return Source([ChatMessage(role="user", content=content)], param)
+            return Source(content, param)
+
+        if isinstance(body.inputs, str):
+            return [source(body.inputs, "inputs")]
+        return [source(content, f"inputs.{place}") for place, content in enumerate(body.inputs)]
 
     def _answer(self, generation: Generation, pieces: Sequence[Piece]) -> Prediction:
         n = generation.request.n
@@ -82,9 +95,3 @@ class Predict:
             logprobs=text_logprobs(generation, piece, self._service.tokenizer) or msgspec.UNSET,
             usage=usage([choice], 1) if piece.finish_reason else msgspec.UNSET,
         )
-
-
-def _sources(inputs: str | list[str | list[ChatMessage]]) -> list[Source]:
-    if isinstance(inputs, str):
-        return [Source(inputs, "inputs")]
-    return [Source(content, f"inputs.{place}") for place, content in enumerate(inputs)]

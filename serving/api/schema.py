@@ -99,7 +99,12 @@ class PredictRequest(Fields):
     """Body of `POST /predict`."""
 
     inputs: str | Annotated[list[str | Chat], Field(min_length=1)]
-    """A prompt, or a list of prompts and chats; the answer has as many outputs, in the same order."""
+    """A prompt, or a list of prompts and chats; the answer has as many outputs, in the same order.
+
+    A prompt is a user's message to a model that has a chat template, and a text to go on with for any other.
+    """
+    raw: bool | None = None
+    """Go on with each prompt as it stands, also where the model has a chat template."""
     parameters: PredictParameters | None = None
     stream: bool | None = None
 

@@ -40,6 +40,11 @@ class Tokenizer:
         self._alphabet = byte_level_alphabet()
         self._bytes: dict[TokenId, bytes] = {}
 
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the model was made to hold conversations."""
+        return bool(self._hf.chat_template)
+
     async def encode(self, text: str, *, param: str, special: bool = True) -> list[TokenId]:
         """Ids of a prompt; `special` adds the beginning-of-sequence token where the model has one.
 

@@ -185,7 +185,7 @@ class Launch:
         wait(self._side_work)
         with suppress(RayActorError, GetTimeoutError, ValueError):  # none was made, or it has ended
             self._registry.stop()
-        with suppress(RayServeException):  # Serve was never started
+        with suppress(RayServeException, RayActorError):  # Serve was never started, or has died
             if application_status(self._config.name) is not None:
                 serve.delete(self._config.name)
             if not self._serve_was_here and not serve.status().applications:

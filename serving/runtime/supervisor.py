@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.exceptions import RayActorError
 
 from serving.config import Config, load_config
 from serving.errors import GroupFailed
@@ -56,15 +57,23 @@ class Supervisor:
             logger.warning("the group has failed for good: %s", error)
 
     def _end_with(self, application: str) -> None:
+        """Wait until Serve, asked again and again, no longer knows the application; then end everything."""
         watch = threading.Event()
-        while not watch.wait(APPLICATION_CHECK_S):
-            if application not in serve.status().applications:
-                break
+        while _serve_knows(application):
+            watch.wait(APPLICATION_CHECK_S)
         registry = open_registry(self._config)
         registry.stop()
         self._run.join()
         registry.remove()
         ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
+
+
+def _serve_knows(application: str) -> bool:
+    """Whether the application exists, or Serve's controller is between two lives and cannot say."""
+    try:
+        return application in serve.status().applications
+    except RayActorError:
+        return True
 
 
 def start_supervisor(config: Config, *, application: str | None = None) -> Any:

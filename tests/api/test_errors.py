@@ -85,7 +85,7 @@ async def test_a_wrong_field_is_named(client: httpx.AsyncClient, path: str, body
         ({"inputs": "x", "paramters": {}}, "did you mean parameters?"),
         ({"inputs": "x", "parameters": {"max_token": 5}}, "did you mean max_tokens?"),
         ({"inputs": [[{"role": "user", "contents": "x"}]]}, "did you mean content?"),
-        ({"inputs": "x", "zzz": 1}, "known here: inputs, parameters, stream"),
+        ({"inputs": "x", "zzz": 1}, "known here: inputs, raw, parameters, stream"),
     ],
 )
 async def test_an_unknown_field_is_refused_with_the_nearest_name(

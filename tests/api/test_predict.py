@@ -16,7 +16,17 @@ def text_of(seed: int, prompt: list[int], count: int) -> str:
 
 
 async def prompt_ids(text: str) -> list[int]:
-    return await demo_tokenizer().encode(text, param="inputs")
+    """A prompt to the demo model, which has a chat template: a user's message."""
+    return await demo_tokenizer().encode_chat([{"role": "user", "content": text}], param="inputs")
+
+
+async def test_a_raw_prompt_is_gone_on_with_as_it_stands(client: httpx.AsyncClient) -> None:
+    body = {"inputs": "one two", "raw": True, "parameters": {"max_tokens": 4, "seed": 1}}
+    response = await client.post("/predict", json=body)
+    bare = await demo_tokenizer().encode("one two", param="inputs")
+    assert len(bare) == 2
+    assert response.json()["outputs"][0]["usage"]["prompt_tokens"] == 2
+    assert response.json()["outputs"][0]["text"] == text_of(1, bare, 4)
 
 
 def events(body: str) -> list[Any]:

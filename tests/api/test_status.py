@@ -66,7 +66,7 @@ def metric(text: str, name: str) -> float:
 async def test_metrics_count_what_happened(group: FakeGroup) -> None:
     group.behaviour.tokens_per_step = 2
     async with serving(group, make_config()) as (client, _):
-        await client.post("/predict", json={"inputs": "one two", "parameters": {"max_tokens": 6}})
+        await client.post("/predict", json={"inputs": "one two", "raw": True, "parameters": {"max_tokens": 6}})
         response = await client.get("/metrics")
     text = response.text
     assert response.headers["content-type"].startswith("text/plain")

@@ -1,7 +1,9 @@
 """`gangway serve` with the demo model on two ranks, over real HTTP. The tests run in order: the last one stops it."""
 
 import asyncio
+import json
 import signal
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -9,7 +11,7 @@ import httpx
 import openai
 import psutil
 
-from tests.e2e.server import Server, eventually
+from tests.e2e.server import Server, eventually, gangway
 
 NAME = "smollm2-135m-instruct"
 TIMEOUT_S = 120.0
@@ -64,25 +66,34 @@ def test_a_stream_says_what_a_whole_answer_says(server: Server) -> None:
 def test_many_mixed_requests_at_once_are_all_answered(server: Server) -> None:
     prompts = [f"{count} and {count} make" for count in range(16)]
 
-    async def ask() -> list[openai.types.CompletionChoice | openai.types.chat.chat_completion.Choice]:
+    async def ask() -> list[str]:
         async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", timeout=TIMEOUT_S) as api:
             texts = [api.completions.create(model=NAME, prompt=p, max_tokens=16, temperature=0) for p in prompts]
             chats = [
                 api.chat.completions.create(model=NAME, messages=[{"role": "user", "content": p}], max_tokens=8, seed=1)
                 for p in prompts
             ]
-            answers = await asyncio.gather(*texts, *chats)
-        return [choice for answer in answers for choice in answer.choices]
+            completions, conversations = await asyncio.gather(asyncio.gather(*texts), asyncio.gather(*chats))
+        return [one.choices[0].finish_reason for one in completions] + [
+            one.choices[0].finish_reason for one in conversations
+        ]
 
-    choices = asyncio.run(ask())
-    assert len(choices) == 2 * len(prompts)
-    assert all(choice.finish_reason in {"stop", "length"} for choice in choices)
+    reasons = asyncio.run(ask())
+    assert len(reasons) == 2 * len(prompts)
+    assert set(reasons) <= {"stop", "length"}
 
 
 def test_the_status_shows_both_ranks_and_the_weights_they_hold(server: Server) -> None:
     status = server.status()
     assert (status["state"], [rank["rank"] for rank in status["ranks"]]) == ("ready", [0, 1])
     assert all(0 < rank["shard_bytes"] == rank["loaded_bytes"] for rank in status["ranks"])
+
+
+def test_the_benchmark_measures_the_running_server(server: Server) -> None:
+    command = gangway("bench", "--url", server.url, "--concurrency", "1,4", "--output-tokens", "8", "--json")
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=TIMEOUT_S)
+    levels = json.loads(done.stdout)["levels"]
+    assert [(level["concurrency"], level["failed"]) for level in levels] == [(1, 0), (4, 0)]
 
 
 def test_nothing_but_ray_itself_listens_beyond_loopback(server: Server) -> None:
