@@ -54,6 +54,10 @@ class DeadlineExceeded(LaterError):
     """The request's own `timeout_s` passed before it was complete."""
 
 
+class PeerLost(GangwayError):
+    """A rank died, hangs or was cut off: this process cannot go on, and the group must be formed anew."""
+
+
 class OperatorError(GangwayError):
     """Whoever runs the server must act: a setting, a file, a machine."""
 

@@ -11,15 +11,11 @@ from typing import Protocol
 import torch
 import torch.distributed as dist
 
-from serving.errors import GangwayError
+from serving.errors import PeerLost
 from serving.messages import StepPlan, decode_plan, encode
 
 HEARTBEAT_S = 1.0
 """Longest rank 0 leaves its followers without a plan."""
-
-
-class PeerLost(GangwayError):
-    """A rank died, hangs or was cut off: this process cannot go on, and the group must be formed anew."""
 
 
 class Broadcast(Protocol):

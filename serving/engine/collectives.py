@@ -10,6 +10,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from serving.engine.native.library import library
+from serving.engine.native.shared_sum import FORMATS, SharedSum
+
 
 class Collectives(Protocol):
     """What the model and the sampler need of the group."""
@@ -40,36 +43,25 @@ class Alone:
 class Group:
     """The ranks of the default process group."""
 
-    def __init__(self, rank: int, world: int, shared_memory: frozenset[torch.dtype]) -> None:
-        """`shared_memory`: number formats that the shared-memory operator may be given."""
+    def __init__(self, rank: int, world: int, shared: SharedSum | None) -> None:
+        """`shared`: sums through memory, where all ranks are on one machine."""
         self.rank = rank
         self.world = world
-        self._shared_memory = shared_memory
+        self._shared = shared
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
-        """Raises `ValueError` for a tensor that is not contiguous: its sum would be lost."""
+        """Raises `ValueError` for a tensor that is not contiguous, as its sum would be lost, and `PeerLost`."""
         if not tensor.is_contiguous():
             raise ValueError("all_reduce works in place and needs a contiguous tensor")
-        if tensor.dtype in self._shared_memory and not tensor.is_cuda:
-            torch.ops.deepspeed.inference_all_reduce_(tensor)
+        if self._shared is not None and tensor.dtype in FORMATS and not tensor.is_cuda:
+            self._shared.all_reduce(tensor)
         else:
             torch.distributed.all_reduce(tensor)
         return tensor
 
 
-def make_collectives(rank: int, world: int, one_machine: bool) -> Collectives:
+def make_collectives(rank: int, world: int, one_machine: bool, timeout_s: float = 60.0) -> Collectives:
     """The group's collectives; call it on every rank, after `init_deepspeed`."""
     if world == 1:
         return Alone()
-    return Group(rank, world, _shared_memory_formats() if one_machine else frozenset())
-
-
-def _shared_memory_formats() -> frozenset[torch.dtype]:
-    """The kernels fault on processors without AVX-512 (16-bit formats) or AVX2 (float32), and their peers hang."""
-    if not hasattr(torch.ops.deepspeed, "inference_all_reduce_"):
-        return frozenset()
-    formats = {
-        "AVX512": {torch.float32, torch.bfloat16, torch.float16},
-        "AVX2": {torch.float32},
-    }
-    return frozenset(formats.get(torch.backends.cpu.get_cpu_capability(), set()))
+    return Group(rank, world, SharedSum(rank, world, timeout_s) if one_machine and library() is not None else None)

@@ -19,8 +19,7 @@ import torch
 from ray.exceptions import GetTimeoutError, RayActorError
 
 from serving.config import Config, load_config
-from serving.engine.broadcast import PeerLost
-from serving.errors import ModelError
+from serving.errors import ModelError, PeerLost
 from serving.link import LinkServer
 from serving.messages import RankInfo, Snapshot
 from serving.runtime.backend import GENERATION, ONE_MACHINE, first_line

@@ -122,7 +122,7 @@ def test_a_client_that_goes_away_frees_its_place(server: Server) -> None:
     body = {"inputs": STORY, "stream": True, "parameters": {"max_tokens": 1500, "ignore_eos": True}}
     with httpx.stream("POST", f"{server.url}/predict", json=body, timeout=TIMEOUT_S) as stream:
         next(stream.iter_lines())
-        assert server.status()["queue"]["running"] == 1
+        eventually(lambda: server.status()["queue"]["running"] == 1, 10)
     eventually(lambda: server.status()["queue"]["running"] == 0, 10)
 
 

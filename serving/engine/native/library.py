@@ -1,4 +1,4 @@
-"""Builds `kernels.cpp` for this processor and loads it. Building takes about two seconds and is done once a machine."""
+"""Builds the kernels for this processor and loads them. Building takes about two seconds and is done once a machine."""
 
 import ctypes
 import functools
@@ -13,7 +13,7 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
+SOURCES = [Path(__file__).with_name(name) for name in ("kernels.cpp", "all_reduce.cpp")]
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-fPIC", "-w")
 NEEDED = {"avx512f", "avx512bw", "avx512vl", "avx512_bf16"}
 SWITCH = "GANGWAY_NATIVE"
@@ -49,7 +49,7 @@ def processor_flags() -> frozenset[str]:
 def _built() -> Path:
     """Path of the shared object, compiled unless one for the same source, flags and processor lies in the cache."""
     compiler = os.environ.get("CXX") or shutil.which("g++") or "c++"
-    identity = [SOURCE.read_text(encoding="utf-8"), *FLAGS, compiler, platform.machine(), *sorted(processor_flags())]
+    identity = [*(source.read_text(encoding="utf-8") for source in SOURCES), *FLAGS, compiler, platform.machine(), *sorted(processor_flags())]
     key = hashlib.blake2b("\0".join(identity).encode(), digest_size=12).hexdigest()
     folder = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "gangway" / "native"
     target = folder / f"kernels-{key}.so"
@@ -58,6 +58,6 @@ def _built() -> Path:
         # Several ranks may build at once: each builds its own file, and the last rename wins.
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             built = Path(scratch) / "kernels.so"
-            subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", str(built)], check=True, capture_output=True)
+            subprocess.run([compiler, *FLAGS, *map(str, SOURCES), "-o", str(built)], check=True, capture_output=True)
             built.replace(target)
     return target

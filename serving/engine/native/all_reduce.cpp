@@ -1,0 +1,106 @@
+// The sum over the ranks of one machine, through memory that all of them map.
+//
+// Each rank copies its part into a slot of its own, raises its flag, waits for the others' flags, and adds all parts in
+// rank order, so every rank ends with the same bits. Slots alternate: a rank that writes the slot of sum n has seen
+// everyone's flag of sum n - 1, and so knows that everyone has read sum n - 2. A rank that waits gives its core away
+// after a few microseconds: gateway and ranks may share cores, and a spinning rank would hold up the one it waits for.
+
+#include <immintrin.h>
+#include <sched.h>
+#include <time.h>
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+using i64 = int64_t;
+constexpr i64 kLine = 64;         // a flag has a cache line to itself
+constexpr int kSpins = 400;       // about ten microseconds, more than a sum takes when nobody is late
+constexpr int kYieldsPerLook = 256;  // yields between two looks at the clock
+
+double now() {
+  timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return t.tv_sec + t.tv_nsec * 1e-9;
+}
+
+// [flags: world x 64 bytes][slots: world x 2 x slot_bytes]
+struct Segment {
+  char* base; i64 world; i64 slot_bytes;
+  std::atomic<uint64_t>& flag(i64 rank) const { return *(std::atomic<uint64_t>*)(base + rank * kLine); }
+  char* slot(i64 rank, uint64_t sum) const { return base + world * kLine + (rank * 2 + (i64)(sum & 1)) * slot_bytes; }
+};
+
+bool wait_for(const Segment& s, i64 rank, uint64_t sum, double timeout_s) {
+  for (int i = 0; i < kSpins; i++) {
+    if (s.flag(rank).load(std::memory_order_acquire) >= sum) return true;
+    _mm_pause();
+  }
+  const double deadline = now() + timeout_s;
+  do {
+    for (int i = 0; i < kYieldsPerLook; i++) {
+      if (s.flag(rank).load(std::memory_order_acquire) >= sum) return true;
+      sched_yield();
+    }
+  } while (now() < deadline);
+  return false;
+}
+
+void add(float* out, const Segment& s, uint64_t sum, i64 count) {
+  for (i64 i = 0; i < count; i++) out[i] = ((const float*)s.slot(0, sum))[i];
+  for (i64 r = 1; r < s.world; r++)
+    for (i64 i = 0; i < count; i++) out[i] += ((const float*)s.slot(r, sum))[i];
+}
+
+inline float widen(uint16_t bits) {
+  const uint32_t wide = (uint32_t)bits << 16;
+  float value;
+  memcpy(&value, &wide, 4);
+  return value;
+}
+
+inline uint16_t narrow(float value) {  // to nearest, ties to even; a NaN stays one
+  uint32_t bits;
+  memcpy(&bits, &value, 4);
+  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  return value != value ? (uint16_t)((bits >> 16) | 0x40) : (uint16_t)rounded;
+}
+
+void add(uint16_t* out, const Segment& s, uint64_t sum, i64 count) {
+  constexpr i64 kChunk = 256;  // summed in float32, on the stack
+  float total[kChunk];
+  for (i64 first = 0; first < count; first += kChunk) {
+    const i64 n = std::min(kChunk, count - first);
+    for (i64 i = 0; i < n; i++) total[i] = widen(((const uint16_t*)s.slot(0, sum))[first + i]);
+    for (i64 r = 1; r < s.world; r++)
+      for (i64 i = 0; i < n; i++) total[i] += widen(((const uint16_t*)s.slot(r, sum))[first + i]);
+    for (i64 i = 0; i < n; i++) out[first + i] = narrow(total[i]);
+  }
+}
+
+template <class T> i64 reduce(const Segment& s, i64 rank, uint64_t sum, T* data, i64 count, double timeout_s) {
+  const i64 most = s.slot_bytes / (i64)sizeof(T);
+  for (i64 first = 0; first < count; first += most, sum++) {
+    const i64 n = std::min(most, count - first);
+    memcpy(s.slot(rank, sum), data + first, n * sizeof(T));
+    s.flag(rank).store(sum, std::memory_order_release);
+    for (i64 r = 0; r < s.world; r++)
+      if (!wait_for(s, r, sum, timeout_s)) return r;
+    add(data + first, s, sum, n);
+  }
+  return -1;
+}
+
+}  // namespace
+
+// Sums `count` elements of `data` (bfloat16 or float) over the ranks, in place. `base`: the mapped segment, zeroed when
+// made. `sum`: number of the first sum, from 1; one number is used for each slot_bytes of data.
+// Returns -1, or the rank that was not heard of for timeout_s.
+extern "C" int64_t gw_all_reduce(int is_bf16, void* base, i64 rank, i64 world, i64 slot_bytes, uint64_t sum, void* data,
+                                 i64 count, double timeout_s) {
+  const Segment segment{(char*)base, world, slot_bytes};
+  return is_bf16 ? reduce(segment, rank, sum, (uint16_t*)data, count, timeout_s)
+                 : reduce(segment, rank, sum, (float*)data, count, timeout_s);
+}

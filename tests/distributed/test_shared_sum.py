@@ -1,0 +1,73 @@
+"""Sums through shared memory: right, the same bits everywhere, in any number and size, and noticed when nobody comes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from serving.engine.collectives import Collectives
+from serving.engine.native import shared_sum
+from serving.engine.native.library import library
+from serving.engine.native.shared_sum import SharedSum
+from serving.errors import PeerLost
+from tests.distributed.ranks import RankPool
+
+pytestmark = pytest.mark.skipif(library() is None, reason="the processor lacks AVX-512 with bfloat16")
+
+COUNTS = [1, 7, 576, 18_432, 600_000]
+"""The last is more than a slot holds."""
+
+
+def part(rank: int, count: int, dtype: torch.dtype, turn: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1000 * turn + 10 * count + rank)
+    return torch.randn(count, generator=generator).to(dtype)
+
+
+def sums(collectives: Collectives, dtype_name: str) -> list[Any]:
+    """On a rank: many sums of all sizes in a row, without a pause between them."""
+    dtype = getattr(torch, dtype_name)
+    shared = SharedSum(collectives.rank, collectives.world, 30.0)
+    results = []
+    for turn in range(30):
+        for count in COUNTS:
+            tensor = part(collectives.rank, count, dtype, turn)
+            shared.all_reduce(tensor)
+            results.append(tensor.float().numpy())
+    return results
+
+
+@pytest.mark.parametrize("dtype_name", ["float32", "bfloat16"])
+def test_every_rank_has_the_sum_in_rank_order(ranks3: RankPool, dtype_name: str) -> None:
+    dtype = getattr(torch, dtype_name)
+    ranks = ranks3.run(sums, dtype_name)
+    place = 0
+    for turn in range(30):
+        for count in COUNTS:
+            truth = part(0, count, dtype, turn).float()
+            for rank in (1, 2):
+                truth = truth + part(rank, count, dtype, turn).float()
+            for results in ranks:
+                assert (results[place] == truth.to(dtype).float().numpy()).all()
+            place += 1
+
+
+def wait_alone(collectives: Collectives) -> str:
+    """On a rank: rank 1 never comes to the sum."""
+    shared = SharedSum(collectives.rank, collectives.world, 0.2)
+    if collectives.rank == 1:
+        return ""
+    try:
+        shared.all_reduce(torch.ones(4))
+    except PeerLost as error:
+        return str(error)
+    return "it came"
+
+
+def test_a_rank_that_does_not_come_is_named(ranks2: RankPool) -> None:
+    assert ranks2.run(wait_alone)[0] == "rank 1 did not come to a sum within 0.2 s"
+
+
+def test_no_segment_is_left_behind(ranks2: RankPool) -> None:
+    ranks2.run(sums, "float32")
+    assert not list(Path(shared_sum.FOLDER).glob("gangway-*"))
