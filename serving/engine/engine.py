@@ -10,6 +10,7 @@ from serving.config import Config
 from serving.engine.attention import BatchAttention, RaggedAttention
 from serving.engine.broadcast import Broadcast, GroupBroadcast, Loopback
 from serving.engine.collectives import Collectives, make_collectives
+from serving.engine.host_memory import returned_at_once
 from serving.engine.kv_cache import KVCache, KVShape
 from serving.engine.loop import follow, lead
 from serving.engine.model import ShardedModel, init_deepspeed, load_model
@@ -79,9 +80,21 @@ def load_engine(
     """
     if world > 1:
         init_deepspeed(one_machine)
-    collectives = make_collectives(rank, world, one_machine)
-    model = load_model(config.model, collectives, device, progress)
-    return Engine(config, model, collectives, generation)
+    collectives = make_collectives(rank, world, one_machine, config.fault.step_timeout_s)
+    return build_engine(config, collectives, generation, device, progress)
+
+
+def build_engine(
+    config: Config,
+    collectives: Collectives,
+    generation: int,
+    device: torch.device,
+    progress: Callable[[int, int], None] = lambda loaded, total: None,
+) -> Engine:
+    """As `load_engine`, on collectives that stand."""
+    with returned_at_once():
+        model = load_model(config.model, collectives, device, progress)
+        return Engine(config, model, collectives, generation)
 
 
 def _attention(config: Config, model: ShardedModel, num_blocks: int) -> BatchAttention:

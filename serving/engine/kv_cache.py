@@ -1,6 +1,7 @@
 """One rank's keys and values, in blocks. Which block belongs to whom is decided elsewhere (`blocks`)."""
 
 from dataclasses import dataclass
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 
 import torch
 from torch import Tensor
@@ -21,16 +22,30 @@ class KVShape:
         return int(kv_cache_gib * 2**30) // max(1, per_token * block_size)
 
 
+def reserve(shape: KVShape, tokens: int, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    """Flat room for keys and values of `tokens` tokens, layer by layer.
+
+    It reads as zeros, since a masked place still meets a weight of 0, and 0 times an old NaN would be NaN. On a CPU it
+    is mapped, not filled: a page is only taken when a block in it is first written.
+    """
+    size = tokens * shape.kv_heads * shape.head_dim
+    if device.type == "cpu":
+        room = mmap(-1, shape.layers * 2 * size * shape.dtype.itemsize, flags=MAP_PRIVATE | MAP_ANONYMOUS)
+        whole = torch.frombuffer(room, dtype=shape.dtype)
+    else:
+        whole = torch.zeros(shape.layers * 2 * size, dtype=shape.dtype, device=device)
+    return [(layer[0], layer[1]) for layer in whole.view(shape.layers, 2, size)]
+
+
 class KVCache:
     """Keys and values of all layers. A token's place is its slot: block * block_size + offset."""
 
     def __init__(self, shape: KVShape, num_blocks: int, block_size: int, device: torch.device) -> None:
-        """Reserves the address space; pages are only taken as blocks are first written (zeros are lazy)."""
         self.block_size = block_size
-        # Zeros, as a masked place still meets a weight of 0, and 0 times an old NaN would be NaN.
         size = (num_blocks * block_size, shape.kv_heads, shape.head_dim)
-        self._keys = [torch.zeros(size, dtype=shape.dtype, device=device) for _ in range(shape.layers)]
-        self._values = [torch.zeros(size, dtype=shape.dtype, device=device) for _ in range(shape.layers)]
+        layers = reserve(shape, num_blocks * block_size, device)
+        self._keys = [keys.view(size) for keys, _ in layers]
+        self._values = [values.view(size) for _, values in layers]
 
     def write(self, layer: int, slots: Tensor, key: Tensor, value: Tensor) -> None:
         """Keep `key` and `value`, both [T, kv_heads, head_dim], at `slots`, int64 [T]."""

@@ -11,6 +11,7 @@ from typing import Any
 import ray
 from ray import serve
 from ray.exceptions import RayActorError
+from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 
 from serving.config import Config, load_config
 from serving.errors import GroupFailed
@@ -69,11 +70,19 @@ class Supervisor:
 
 
 def _serve_knows(application: str) -> bool:
-    """Whether the application exists, or Serve's controller is between two lives and cannot say."""
+    """Whether the application exists; also while Serve's controller is between two lives and cannot say."""
     try:
         return application in serve.status().applications
     except RayActorError:
-        return True
+        return _exists(SERVE_CONTROLLER_NAME, SERVE_NAMESPACE)
+
+
+def _exists(name: str, namespace: str) -> bool:
+    try:
+        ray.get_actor(name, namespace=namespace)
+    except ValueError:
+        return False
+    return True
 
 
 def start_supervisor(config: Config, *, application: str | None = None) -> Any:

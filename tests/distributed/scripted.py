@@ -9,8 +9,7 @@ import torch
 
 from serving.config import load_config
 from serving.engine.collectives import Collectives
-from serving.engine.engine import Engine
-from serving.engine.model import load_model
+from serving.engine.engine import build_engine
 from serving.messages import Beat, Cancel, EngineStats, StepOutput, Submit, ToEngine, ToGateway, TokenLogprobs
 
 PEER = b"script"
@@ -68,8 +67,7 @@ def run_script(collectives: Collectives, folder: Path, script: Script, settings:
     for section, values in settings.items():
         tree[section] = {**tree.get(section, {}), **values}
     config = load_config(tree)
-    model = load_model(config.model, collectives, torch.device("cpu"), lambda done, total: None)
-    engine = Engine(config, model, collectives, generation=1)
+    engine = build_engine(config, collectives, generation=1, device=torch.device("cpu"))
     drawn: list[Sequence[int]] = []
     execute = engine.runner.execute
 

@@ -10,6 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,14 @@ class Process:
         """Every living process that carries the mark."""
         return [process for process in psutil.process_iter() if self._marked(process)]
 
+    def titles(self) -> list[str]:
+        """The command lines of those processes; Ray's are named for the actor they hold."""
+        titles = []
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess):  # ended since
+                titles.append(" ".join(process.cmdline()))
+        return titles
+
     def _marked(self, process: psutil.Process) -> bool:
         try:
             return process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE
@@ -82,10 +91,8 @@ class Process:
     def kill(self) -> None:
         """End everything at once, whatever its state."""
         for process in self.processes():
-            try:
+            with suppress(psutil.NoSuchProcess):  # ended since
                 process.kill()
-            except psutil.NoSuchProcess:
-                continue
         self.process.wait(STOP_TIMEOUT_S)
         self._reader.join(STOP_TIMEOUT_S)
 

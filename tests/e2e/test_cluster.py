@@ -12,7 +12,7 @@ from tests.e2e.server import CONFIG, Process, Server, eventually, free_port, gan
 
 RAY = Path(sys.executable).with_name("ray")
 SERVE = Path(sys.executable).with_name("serve")
-QUESTION = {"inputs": "The capital of France is", "parameters": {"temperature": 0, "max_tokens": 8}}
+QUESTION = {"inputs": "What is the capital of France?", "parameters": {"temperature": 0, "max_tokens": 16}}
 
 
 class Cluster:
@@ -31,7 +31,7 @@ class Cluster:
 
     def workers(self) -> list[str]:
         """Names of the actors of Serve and of Gangway that live on the nodes."""
-        titles = [" ".join(process.cmdline()) for node in self.nodes for process in node.processes()]
+        titles = [title for node in self.nodes for title in node.titles()]
         parts = "Supervisor", "Registry", "RayTrainWorker", "ServeReplica", "TrainController"
         return [title for title in titles if title.startswith("ray::") and any(part in title for part in parts)]
 

@@ -19,7 +19,7 @@ STORY = "Once upon a time, in a small village by the sea,"
 
 
 def predict(server: Server, inputs: Any, **parameters: Any) -> Any:
-    body = {"inputs": inputs, "parameters": {"temperature": 0, "max_tokens": 16} | parameters}
+    body = {"inputs": inputs, "raw": True, "parameters": {"temperature": 0, "max_tokens": 16} | parameters}
     answer = httpx.post(f"{server.url}/predict", json=body, timeout=TIMEOUT_S)
     assert answer.status_code == httpx.codes.OK, answer.text
     return answer.json()["outputs"]
@@ -42,7 +42,13 @@ def test_a_prompt_is_completed(server: Server) -> None:
     assert output["usage"]["completion_tokens"] == 16
 
 
-def test_a_list_of_chats_and_texts_comes_back_in_order(server: Server) -> None:
+def test_a_bare_question_is_answered_as_a_chat(server: Server) -> None:
+    body = {"inputs": "What is the capital of France?", "parameters": {"temperature": 0, "max_tokens": 16}}
+    answer = httpx.post(f"{server.url}/predict", json=body, timeout=TIMEOUT_S)
+    assert "Paris" in answer.json()["outputs"][0]["text"]
+
+
+def test_a_list_of_prompts_comes_back_in_order(server: Server) -> None:
     outputs = predict(server, ["The capital of France is", "The capital of Italy is"])
     assert ["Paris" in outputs[0]["text"], "Rome" in outputs[1]["text"]] == [True, True]
 
@@ -119,7 +125,7 @@ def test_a_second_server_on_the_same_port_says_so_and_exits_1(server: Server) ->
 
 
 def test_a_client_that_goes_away_frees_its_place(server: Server) -> None:
-    body = {"inputs": STORY, "stream": True, "parameters": {"max_tokens": 1500, "ignore_eos": True}}
+    body = {"inputs": STORY, "raw": True, "stream": True, "parameters": {"max_tokens": 1500, "ignore_eos": True}}
     with httpx.stream("POST", f"{server.url}/predict", json=body, timeout=TIMEOUT_S) as stream:
         next(stream.iter_lines())
         eventually(lambda: server.status()["queue"]["running"] == 1, 10)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from serving.engine.attend import AttentionSpec
 from serving.engine.batch import Batch
-from serving.engine.kv_cache import KVShape
+from serving.engine.kv_cache import KVShape, reserve
 from serving.engine.native import ops
 
 
@@ -26,8 +26,10 @@ class NativeAttention:
     def __init__(self, shape: KVShape, num_blocks: int, block_size: int, threads: int) -> None:
         self._shape = shape
         self._threads = threads
-        size = num_blocks * block_size * shape.kv_heads * shape.head_dim
-        self._layers = [_layer(size, shape, block_size) for _ in range(shape.layers)]
+        self._layers = [
+            ops.LayerCache(keys, values, block_size, shape.kv_heads, shape.head_dim)
+            for keys, values in reserve(shape, num_blocks * block_size, torch.device("cpu"))
+        ]
         self._batch: Batch | None = None
         self._scratch = ops.scratch_for(0, threads)
 
@@ -51,9 +53,3 @@ class NativeAttention:
         ops.keep(cache, batch.slots, key, value)
         places = ops.Places(batch.tables, batch.table_of, batch.positions)
         return ops.attend(cache, query, heads, places, spec, self._scratch)
-
-
-def _layer(size: int, shape: KVShape, block_size: int) -> ops.LayerCache:
-    # Zeros are lazy: a page is taken when a block in it is first written.
-    keys, values = (torch.zeros(size, dtype=shape.dtype) for _ in range(2))
-    return ops.LayerCache(keys, values, block_size, shape.kv_heads, shape.head_dim)
