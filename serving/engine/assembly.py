@@ -20,11 +20,8 @@ from serving.engine.linear import ShardedLinear
 from serving.engine.sharded_model import ShardedModel
 from serving.engine.skeleton import Skeleton
 from serving.engine.vocabulary import OutputHead, ShardedEmbedding, VocabSlice
-from serving.engine.weights import Run, TensorSlice, runs
+from serving.engine.weights import Plan, Run, TensorSlice, runs
 from serving.errors import ModelError
-
-Plan = dict[str, TensorSlice]
-"""Parameter name -> what it is of the checkpoint."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from serving.engine.collectives import Collectives, make_collectives
 from serving.engine.host_memory import returned_at_once
 from serving.engine.kv_cache import KVCache, KVShape
 from serving.engine.loop import follow, lead
-from serving.engine.model import ShardedModel, init_deepspeed, load_model
+from serving.engine.model import ShardedModel, init_deepspeed, load_model, unwatched
 from serving.engine.native import attention as native
 from serving.engine.native.attention import NativeAttention
 from serving.engine.native.swap import swap
@@ -21,6 +21,7 @@ from serving.engine.outbox import Outbox
 from serving.engine.runner import Runner
 from serving.engine.sampler import Sampler
 from serving.engine.scheduler import Scheduler
+from serving.engine.weights import Plan
 from serving.errors import ModelError
 from serving.link import LinkServer
 
@@ -89,20 +90,27 @@ def build_engine(
     collectives: Collectives,
     generation: int,
     device: torch.device,
-    progress: Callable[[int, int], None] = lambda loaded, total: None,
+    progress: Callable[[int, int], None] = unwatched,
 ) -> Engine:
     """As `load_engine`, on collectives that stand."""
+
+    def prepare(model: ShardedModel, plan: Plan) -> None:
+        if _goes_native(config, model, device):
+            swap(model, plan, config.parallel.cpus_per_rank)
+
     with returned_at_once():
-        model = load_model(config.model, collectives, device, progress)
+        model = load_model(config.model, collectives, device, progress, prepare)
         return Engine(config, model, collectives, generation)
 
 
+def _goes_native(config: Config, model: ShardedModel, device: torch.device) -> bool:
+    return config.engine.native_kernels and native.supports(_kv_shape(model), config.engine.block_size, device)
+
+
 def _attention(config: Config, model: ShardedModel, num_blocks: int) -> BatchAttention:
-    """The attention for this device; with the native one, the model's other parts go native too."""
-    shape, block_size, threads = _kv_shape(model), config.engine.block_size, config.parallel.cpus_per_rank
-    if config.engine.native_kernels and native.supports(shape, block_size, model.device):
-        swap(model, threads)
-        return NativeAttention(shape, num_blocks, block_size, threads)
+    shape, block_size = _kv_shape(model), config.engine.block_size
+    if _goes_native(config, model, model.device):
+        return NativeAttention(shape, num_blocks, block_size, config.parallel.cpus_per_rank)
     return RaggedAttention(KVCache(shape, num_blocks, block_size, model.device))
 
 

@@ -14,7 +14,8 @@ _AFTERWARDS = 32 << 20
 @contextlib.contextmanager
 def returned_at_once() -> Iterator[None]:
     """Within, a tensor that is let go gives its pages back, so that a weight and its packed copy exist side by side
-    for one layer only; glibc would keep freed weights in a heap of the model's size."""
+    for one layer only; glibc would keep freed weights in a heap of the model's size.
+    """
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"):
         yield

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from serving.config import ModelConfig
-from serving.engine.assembly import Assembly, Plan, Share, recompute_buffers
+from serving.engine.assembly import Assembly, Share, recompute_buffers
 from serving.engine.attend import Attend, AttentionSpec
 from serving.engine.checkpoint import open_checkpoint
 from serving.engine.collectives import Collectives
@@ -25,7 +25,7 @@ from serving.engine.families import eos_token_ids, kv_replicas, read_config
 from serving.engine.shard_cache import ShardCache, shard_key
 from serving.engine.sharded_model import ShardedModel
 from serving.engine.skeleton import build_skeleton
-from serving.engine.weights import SliceReader
+from serving.engine.weights import Plan, SliceReader
 from serving.errors import ModelError
 
 __all__ = ["Attend", "AttentionSpec", "ShardedModel", "init_deepspeed", "load_model"]
@@ -56,13 +56,22 @@ def init_deepspeed(one_machine: bool) -> None:
     Path("/dev/shm", segment).unlink(missing_ok=True)  # noqa: S108
 
 
+def unwatched(loaded: int, total: int) -> None:
+    """A `progress` that nobody looks at."""
+
+
 def load_model(
-    config: ModelConfig, collectives: Collectives, device: torch.device, progress: Callable[[int, int], None]
+    config: ModelConfig,
+    collectives: Collectives,
+    device: torch.device,
+    progress: Callable[[int, int], None],
+    prepare: Callable[[ShardedModel, Plan], None] | None = None,
 ) -> ShardedModel:
     """This rank's share of the model. Collective: every rank of the group calls it.
 
-    `progress(loaded, total)` counts bytes of this rank's shard. Raises `ModelError` with one sentence when the model
-    cannot be served.
+    `progress(loaded, total)` counts bytes of this rank's shard. `prepare` may put other modules into the model while it
+    has no weights, and change the plan with them: what the shard cache keeps is what it planned. Raises `ModelError`
+    with one sentence when the model cannot be served.
     """
     dtype = getattr(torch, config.dtype)
     checkpoint = open_checkpoint(config.path)
@@ -71,12 +80,15 @@ def load_model(
     assembly = Assembly(skeleton, checkpoint, collectives, dtype)
     head = assembly.split_vocabulary()
     shares = _apply_autotp(skeleton.base, collectives.world, dtype) if collectives.world > 1 else {}
-    model = assembly.finish(head, shares)
+    model, plan = assembly.finish(head, shares), assembly.plan
+    if prepare is not None:
+        prepare(model, plan)
     cache = None
     if config.shard_cache is not None:
-        cache = ShardCache(config.shard_cache, shard_key(checkpoint, dtype, collectives.world, collectives.rank))
-    _fill(model, assembly.plan, cache, device, progress)
-    if "head.weight" not in assembly.plan:
+        key = shard_key(checkpoint, dtype, collectives.world, collectives.rank, plan)
+        cache = ShardCache(config.shard_cache, key)
+    _fill(model, plan, cache, device, progress)
+    if "head.weight" not in plan:
         model.head.weight = model.base.get_input_embeddings().weight
     recompute_buffers(model.base, device)
     unfilled = next(model.unfilled(), None)

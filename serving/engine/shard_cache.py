@@ -1,7 +1,8 @@
 """One rank's shard as a safetensors file of its own, so that a restart maps it straight back.
 
 The file's name is a hash of all that the shard depends on: the model's configuration and files (by name, size and time
-of change), the number format, the group's size and the rank, and the versions of what decides the split. Nothing is
+of change), the number format, the group's size and the rank, the parameters' shapes (which tell whether they are packed
+for the kernels), and the versions of what decides the split. Nothing is
 ever deleted but a file that fails its checksums; old files may be removed at any time. A cache that cannot be written
 costs a slower restart, never the service.
 """
@@ -22,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from serving.engine.checkpoint import Checkpoint
+from serving.engine.weights import Plan
 
 VERSION = 1
 ALIGNMENT = 64
@@ -83,14 +85,15 @@ class ShardCache:
             logger.warning("%s: cannot be removed: %s", self.file, error)
 
 
-def shard_key(checkpoint: Checkpoint, dtype: torch.dtype, world: int, rank: int) -> str:
+def shard_key(checkpoint: Checkpoint, dtype: torch.dtype, world: int, rank: int, plan: Plan) -> str:
     """A hash of everything the shard's bytes depend on."""
     digest = hashlib.sha256((checkpoint.folder / "config.json").read_bytes())
     for file in checkpoint.files:
         status = file.stat()
         digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}\n".encode())
     versions = [importlib.metadata.version(package) for package in ("deepspeed", "transformers")]
-    digest.update(f"{VERSION} {dtype} {world} {rank} {versions}".encode())
+    shapes = sorted((name, *part.shape) for name, part in plan.items())
+    digest.update(f"{VERSION} {dtype} {world} {rank} {versions} {shapes}".encode())
     return digest.hexdigest()[:32]
 
 

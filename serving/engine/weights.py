@@ -4,7 +4,7 @@ safetensors maps its files, and a touched page of a map counts as this process's
 blocks and the map is dropped every so often, which keeps the peak near the shard's own size.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -42,6 +42,21 @@ class TensorSlice:
         return tuple(shape)
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A parameter that is made of slices: joined, or laid out anew for the kernels."""
+
+    parts: tuple[TensorSlice, ...]
+    shape: tuple[int, ...]
+    make: Callable[..., Tensor]
+    """The parts' tensors -> the parameter."""
+
+
+Part = TensorSlice | Prepared
+Plan = dict[str, Part]
+"""Parameter name -> what it is of the checkpoint."""
+
+
 def runs(index: Tensor) -> tuple[Run, ...]:
     """The contiguous runs of an int64 [n] index, in its order."""
     if not len(index):
@@ -59,8 +74,13 @@ class SliceReader:
         self._map: Any = None
         self._left = 0
 
-    def read(self, part: TensorSlice, dtype: torch.dtype) -> Tensor:
-        """A new tensor of the slice, in `dtype`, on the CPU. Raises `ModelError` when the file cannot be read."""
+    def read(self, part: Part, dtype: torch.dtype) -> Tensor:
+        """A new tensor of the part, in `dtype`, on the CPU. Raises `ModelError` when the file cannot be read."""
+        if isinstance(part, Prepared):
+            return part.make(*(self._copy(piece, dtype) for piece in part.parts))
+        return self._copy(part, dtype)
+
+    def _copy(self, part: TensorSlice, dtype: torch.dtype) -> Tensor:
         target = torch.empty(part.shape, dtype=dtype)
         done = 0
         try:

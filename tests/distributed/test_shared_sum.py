@@ -1,4 +1,4 @@
-"""Sums through shared memory: right, the same bits everywhere, in any number and size, and noticed when nobody comes."""
+"""Sums through shared memory: right, the same bits everywhere, of any size, and noticed when nobody comes."""
 
 from pathlib import Path
 from typing import Any

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from serving.engine.checkpoint import open_checkpoint
 from serving.engine.shard_cache import ShardCache, shard_key
+from serving.engine.weights import Plan, TensorSlice
 
 
 @pytest.fixture
@@ -101,15 +102,17 @@ def test_the_key_changes_with_whatever_the_shard_depends_on(tmp_path: Path) -> N
     (tmp_path / "config.json").write_text("{}")
     save_file({"w": torch.ones(2)}, tmp_path / "model.safetensors")
     checkpoint = open_checkpoint(tmp_path)
+    plan: Plan = {"w": TensorSlice(checkpoint.tensors["w"])}
     keys = [
-        shard_key(checkpoint, torch.float32, 2, 0),
-        shard_key(checkpoint, torch.float32, 2, 1),
-        shard_key(checkpoint, torch.float32, 3, 0),
-        shard_key(checkpoint, torch.bfloat16, 2, 0),
+        shard_key(checkpoint, torch.float32, 2, 0, plan),
+        shard_key(checkpoint, torch.float32, 2, 1, plan),
+        shard_key(checkpoint, torch.float32, 3, 0, plan),
+        shard_key(checkpoint, torch.bfloat16, 2, 0, plan),
     ]
-    assert keys[0] == shard_key(checkpoint, torch.float32, 2, 0)
+    assert keys[0] == shard_key(checkpoint, torch.float32, 2, 0, plan)
+    keys.append(shard_key(checkpoint, torch.float32, 2, 0, {"packed": plan["w"]}))
     os.utime(tmp_path / "model.safetensors", ns=(1, 1))
-    keys.append(shard_key(checkpoint, torch.float32, 2, 0))
+    keys.append(shard_key(checkpoint, torch.float32, 2, 0, plan))
     (tmp_path / "config.json").write_text("{ }")
-    keys.append(shard_key(checkpoint, torch.float32, 2, 0))
+    keys.append(shard_key(checkpoint, torch.float32, 2, 0, plan))
     assert len(set(keys)) == len(keys)

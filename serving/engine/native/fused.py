@@ -13,7 +13,7 @@ from serving.engine.attend import AttentionSpec
 from serving.engine.linear import ShardedLinear
 from serving.engine.native import ops
 from serving.engine.native.attention import NativeAttention
-from serving.engine.native.packed import PackedLinear
+from serving.engine.native.packed import PackedLinear, empty
 
 ATTENTIONS = frozenset({"LlamaAttention", "MistralAttention", "Qwen2Attention", "GraniteAttention"})
 MLPS = frozenset({"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP", "GraniteMLP", "GemmaMLP", "Gemma2MLP", "Gemma3MLP"})
@@ -26,14 +26,14 @@ class FusedAttention(nn.Module):
     def __init__(self, original: Any, heads: int, kv_heads: int, dim: int, threads: int) -> None:
         """`original`: the layer it stands for, its projections being `ShardedLinear`s; head counts are this rank's."""
         super().__init__()
-        projections = [original.q_proj, original.k_proj, original.v_proj]
-        self.qkv = nn.Parameter(ops.pack(torch.cat([p.weight for p in projections])), requires_grad=False)
-        biased = projections[0].bias is not None
-        self.bias = nn.Parameter(torch.cat([p.bias for p in projections]), requires_grad=False) if biased else None
-        self.out = PackedLinear(original.o_proj, threads)
         self.heads, self.kv_heads, self.dim = heads, kv_heads, dim
         self.width = (heads + 2 * kv_heads) * dim
         self.threads = threads
+        weight = original.q_proj.weight
+        self.qkv = empty(ops.packed_shape(self.width, weight.shape[1], weight.dtype), weight.dtype)
+        self.bias = None if original.q_proj.bias is None else empty((self.width,), weight.dtype)
+        output = original.o_proj
+        self.out = PackedLinear(output.weight, output.bias, output.collectives, threads)
         self.layer_idx = original.layer_idx
         # Mistral's code keeps the window in its configuration, Qwen2's on each layer; Llama's and Granite's know none.
         owner = original.config if type(original).__name__ == "MistralAttention" else original
@@ -71,10 +71,10 @@ class FusedMLP(nn.Module):
 
     def __init__(self, original: Any, activation: int, threads: int) -> None:
         super().__init__()
-        self.width = 2 * len(original.gate_proj.weight)
-        weights = ops.pack_gated(original.gate_proj.weight, original.up_proj.weight)
-        self.gate_up = nn.Parameter(weights, requires_grad=False)
-        self.down = PackedLinear(original.down_proj, threads)
+        weight, down = original.gate_proj.weight, original.down_proj
+        self.width = 2 * len(weight)
+        self.gate_up = empty(ops.packed_shape(self.width, weight.shape[1], weight.dtype), weight.dtype)
+        self.down = PackedLinear(down.weight, down.bias, down.collectives, threads)
         self.activation = activation
         self.threads = threads
 
@@ -89,7 +89,7 @@ class FusedMLP(nn.Module):
 def fusable_attention(module: Any) -> bool:
     """Whether `FusedAttention` computes what `module` computes."""
     return type(module).__name__ in ATTENTIONS and all(
-        isinstance(p, ShardedLinear) and ops.packable(p.weight) and p.weight.numel()
+        isinstance(p, ShardedLinear) and ops.packable(p.weight)
         for p in (module.q_proj, module.k_proj, module.v_proj, module.o_proj)
     )
 
@@ -100,7 +100,7 @@ def fusable_mlp(module: Any, hidden_act: str) -> bool:
         return False
     gate, up, down = module.gate_proj, module.up_proj, module.down_proj
     return (
-        all(isinstance(p, ShardedLinear) and ops.packable(p.weight) and p.weight.numel() for p in (gate, up, down))
+        all(isinstance(p, ShardedLinear) and ops.packable(p.weight) for p in (gate, up, down))
         and gate.bias is None
         and up.bias is None
         and len(gate.weight) % ops.LANES == 0

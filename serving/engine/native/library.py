@@ -49,7 +49,13 @@ def processor_flags() -> frozenset[str]:
 def _built() -> Path:
     """Path of the shared object, compiled unless one for the same source, flags and processor lies in the cache."""
     compiler = os.environ.get("CXX") or shutil.which("g++") or "c++"
-    identity = [*(source.read_text(encoding="utf-8") for source in SOURCES), *FLAGS, compiler, platform.machine(), *sorted(processor_flags())]
+    identity = [
+        *(source.read_text(encoding="utf-8") for source in SOURCES),
+        *FLAGS,
+        compiler,
+        platform.machine(),
+        *sorted(processor_flags()),
+    ]
     key = hashlib.blake2b("\0".join(identity).encode(), digest_size=12).hexdigest()
     folder = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "gangway" / "native"
     target = folder / f"kernels-{key}.so"

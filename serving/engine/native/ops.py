@@ -49,20 +49,21 @@ def _is_bf16(tensor: Tensor) -> int:
 
 
 def packable(weight: Tensor) -> bool:
-    """Whether `pack` takes this weight: two dimensions, on the CPU, an even number of inputs."""
-    return (
-        weight.dim() == 2
-        and weight.device.type == "cpu"
-        and weight.dtype in (torch.bfloat16, torch.float32)
-        and weight.shape[1] % 2 == 0
-    )
+    """Whether `pack` takes a weight of this shape and format: not empty, an even number of inputs."""
+    formats = (torch.bfloat16, torch.float32)
+    return weight.dim() == 2 and weight.numel() > 0 and weight.dtype in formats and weight.shape[1] % 2 == 0
+
+
+def packed_shape(rows: int, inputs: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
+    """Panels [ceil(N / 32), K / pair, 32, pair] of an [N, K], where pair is 2 for bfloat16 and 1 for float32."""
+    pair = 2 if dtype is torch.bfloat16 else 1
+    return -(-rows // PANEL), inputs // pair, PANEL, pair
 
 
 def pack(weight: Tensor) -> Tensor:
-    """[N, K] -> panels [ceil(N / 32), K / pair, 32, pair], where pair is 2 for bfloat16 and 1 for float32."""
+    """[N, K] -> its panels; see `packed_shape`."""
     rows, inputs = weight.shape
-    pair = 2 if weight.dtype is torch.bfloat16 else 1
-    packed = torch.empty(-(-rows // PANEL), inputs // pair, PANEL, pair, dtype=weight.dtype)
+    packed = torch.empty(packed_shape(rows, inputs, weight.dtype), dtype=weight.dtype)
     contiguous = weight.contiguous()
     _pack(_is_bf16(weight), contiguous.data_ptr(), rows, inputs, packed.data_ptr())
     return packed
@@ -73,6 +74,11 @@ def pack_gated(gate: Tensor, up: Tensor) -> Tensor:
     rows, inputs = gate.shape
     both = torch.stack([gate.view(rows // LANES, LANES, inputs), up.view(rows // LANES, LANES, inputs)], dim=1)
     return pack(both.reshape(2 * rows, inputs))
+
+
+def pack_joined(*weights: Tensor) -> Tensor:
+    """Several [N_i, K] below each other, packed as one."""
+    return pack(torch.cat(weights))
 
 
 def unpack_rows(packed: Tensor, rows: Tensor) -> Tensor:

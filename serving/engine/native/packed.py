@@ -1,21 +1,33 @@
-"""Layers whose weights are packed for the kernels: products, norms, the output head, the embedding tied to it."""
+"""Layers whose weights are packed for the kernels: products, norms, the output head, the embedding tied to it.
 
+They are made while the model has no weights; `swap` writes down what each is to be made of.
+"""
+
+import torch
 from torch import Tensor, nn
 
-from serving.engine.linear import ShardedLinear
+from serving.engine.collectives import Collectives
 from serving.engine.native import ops
 from serving.engine.vocabulary import OutputHead, ShardedEmbedding
 
 
-class PackedLinear(nn.Module):
-    """A `ShardedLinear` whose weight is packed for the kernels."""
+def empty(shape: tuple[int, ...], dtype: torch.dtype) -> nn.Parameter:
+    """A parameter that has yet to be filled."""
+    return nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False)
 
-    def __init__(self, linear: ShardedLinear, threads: int) -> None:
+
+class PackedLinear(nn.Module):
+    """A `ShardedLinear` whose weight is packed."""
+
+    def __init__(
+        self, weight: Tensor, bias: nn.Parameter | None, collectives: Collectives | None, threads: int
+    ) -> None:
+        """`weight`: [out, in], of which only shape and format count; the others as `ShardedLinear`'s."""
         super().__init__()
-        self.outputs, self.inputs = linear.weight.shape
-        self.packed = nn.Parameter(ops.pack(linear.weight), requires_grad=False)
-        self.bias = linear.bias
-        self.collectives = linear.collectives
+        self.outputs, self.inputs = weight.shape
+        self.packed = empty(ops.packed_shape(self.outputs, self.inputs, weight.dtype), weight.dtype)
+        self.bias = bias
+        self.collectives = collectives
         self.threads = threads
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,10 +59,13 @@ class NativeRMSNorm(nn.Module):
 class PackedHead(OutputHead):
     """An `OutputHead` whose weight is packed."""
 
-    def __init__(self, head: OutputHead, packed: nn.Parameter, threads: int) -> None:
-        super().__init__(packed, head.bias, head.multiplier, head.softcap)
-        self.weight = packed
-        self.outputs = len(head.weight)
+    def __init__(self, head: OutputHead, threads: int) -> None:
+        self.outputs, inputs = head.weight.shape
+        packed = torch.empty(
+            ops.packed_shape(self.outputs, inputs, head.weight.dtype), dtype=head.weight.dtype, device="meta"
+        )
+        super().__init__(packed, None, head.multiplier, head.softcap)
+        self.bias = head.bias
         self.threads = threads
 
     def _products(self, hidden: Tensor) -> Tensor:
@@ -60,9 +75,12 @@ class PackedHead(OutputHead):
 class PackedEmbedding(ShardedEmbedding):
     """A `ShardedEmbedding` that looks its rows up in the packed weight of the tied head."""
 
-    def __init__(self, embedding: ShardedEmbedding, packed: nn.Parameter) -> None:
+    def __init__(self, embedding: ShardedEmbedding) -> None:
+        rows, width = embedding.weight.shape
+        packed = torch.empty(
+            ops.packed_shape(rows, width, embedding.weight.dtype), dtype=embedding.weight.dtype, device="meta"
+        )
         super().__init__(packed, embedding.vocab, embedding.collectives, embedding.scale)
-        self.weight = packed
 
     def _lookup(self, rows: Tensor) -> Tensor:
         return ops.unpack_rows(self.weight, rows)
