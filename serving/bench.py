@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from rich import box
 from rich.table import Table
 
 from serving.errors import GangwayError
@@ -78,10 +79,10 @@ class BenchReport:
     def table(self) -> Table:
         """For a terminal."""
         title = f"{self.model}: {self.prompt_tokens} tokens in, {self.output_tokens} out"
-        table = Table(title=title, caption="milliseconds; plan to emit: per step")
+        table = Table(title=title, caption="milliseconds; plan to emit: per step", box=box.SIMPLE)
         headings = ("at a time", "tokens/s", "TTFT p50", "p99", "ITL p50", "p99", "TPOT p50", "failed", *_PHASES)
         for heading in headings:
-            table.add_column(heading, justify="right")
+            table.add_column(heading, justify="right", no_wrap=True)
         for level in self.levels:
             table.add_row(*_cells(level))
         return table

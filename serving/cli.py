@@ -25,6 +25,9 @@ app = typer.Typer(
     help="Serves a language model that needs more than one machine.",
 )
 
+TABLE_WIDTH = 140
+"""Columns of the benchmark's table; a narrower terminal wraps lines, which is better than cut numbers."""
+
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one key, as in a.b=c.")]
@@ -106,9 +109,9 @@ def _launch(config: Config, address: str | None, *, verbose: bool) -> None:
     from serving.runtime.session import ray_session
 
     stopping, hurry = threading.Event(), threading.Event()
-    with make_display(verbose=verbose) as display, ray_session(address, embedded=config, verbose=verbose):
+    with make_display(verbose=verbose) as display, ray_session(address, config, verbose=verbose) as embedded:
         _stop_on_signals(stopping, hurry)
-        Launch(config, display, stopping, hurry).run()
+        Launch(config, display, stopping, hurry, embedded=embedded).run()
 
 
 def _stop_on_signals(stopping: threading.Event, hurry: threading.Event) -> None:
@@ -181,7 +184,7 @@ def bench(
     if as_json:
         typer.echo(json.dumps(asdict(report), indent=2))
     else:
-        Console().print(report.table())
+        Console(width=max(Console().width, TABLE_WIDTH)).print(report.table())
 
 
 @app.command("demo-model")

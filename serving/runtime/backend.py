@@ -16,6 +16,7 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 from serving.errors import GroupFailed
 from serving.messages import RankInfo
 from serving.runtime.network import Place, choose_interface, on_one_machine
+from serving.runtime.reasons import first_line
 from serving.runtime.registry import RegistryClient
 
 GENERATION = "GANGWAY_GENERATION"
@@ -24,9 +25,6 @@ ONE_MACHINE = "GANGWAY_ONE_MACHINE"
 COLLECTIVE_TIMEOUT_S = 600
 """For the set-up of the process group and the collectives of loading, where one rank may read its shard from a slow
 disk long after the others. Steps have their own, shorter limits."""
-
-GLOO_ADVICE = "This is typically caused by"
-"""Begins what gloo adds to every lost connection."""
 
 
 class GroupBackend(_TorchBackend):  # type: ignore[misc]
@@ -60,15 +58,6 @@ class GroupTorchConfig(TorchConfig):  # type: ignore[misc]
     @property
     def backend_cls(self) -> type[GroupBackend]:
         return GroupBackend
-
-
-def first_line(error: BaseException) -> str:
-    """An error as one line: its type and the first line of its text."""
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, BaseException):
-        return first_line(cause)
-    text = str(error).partition(GLOO_ADVICE)[0].strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 
 
 def _settle() -> Place:

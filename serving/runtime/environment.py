@@ -5,13 +5,17 @@ stream of small events that proxy costs three times what the gateway itself does
 """
 
 import os
+import random
 import shlex
 import shutil
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+from serving.runtime import haproxy
 
 QUIET = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 """Notices that Ray would print between a command's own lines."""
@@ -19,13 +23,9 @@ QUIET = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_USAGE_STATS_ENABLED": "
 HAPROXY_THREADS = 2
 """It needs a tenth of a core for hundreds of events a second."""
 
-WRAPPER = """#!/bin/sh
-# Ray Serve runs this as haproxy. Its statistics would listen on every interface without asking who comes.
-for argument; do
-  case "$argument" in *.cfg) sed -i -E 's/^( *bind )\\*?:/\\1127.0.0.1:/' "$argument" ;; esac
-done
-exec {haproxy} "$@"
-"""
+PRIVATE_PORTS = range(20_000, 30_000)
+"""Below the range for outgoing connections, from which Ray takes dozens of ports in the seconds of its start, and
+below the ports of Serve's replicas."""
 
 
 def cluster_address(address: str | None) -> str | None:
@@ -55,7 +55,8 @@ def haproxy_settings(folder: Path, binary: str) -> dict[str, str]:
     told to stop has no load balancer to wait for, hence no draining period.
     """
     wrapper = folder / "haproxy"
-    wrapper.write_text(WRAPPER.format(haproxy=shlex.quote(binary)))
+    command = shlex.join([sys.executable, "-SE", str(Path(haproxy.__file__)), binary])
+    wrapper.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
     wrapper.chmod(0o700)
     stats, metrics = _free_ports(2)
     return {
@@ -88,9 +89,12 @@ def _haproxy_binary() -> str | None:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that are free now, all different."""
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
+    """Ports that are free now, all different, of those that the system hands to nobody who asks for any port."""
+    free: list[int] = []
+    for port in random.sample(PRIVATE_PORTS, len(PRIVATE_PORTS)):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                free.append(port)
+        if len(free) == count:
+            break
+    return free

@@ -11,7 +11,8 @@ from ray.train.torch import TorchTrainer
 
 from serving.config import Config
 from serving.errors import GroupFailed
-from serving.runtime.backend import GroupTorchConfig, first_line
+from serving.runtime.backend import GroupTorchConfig
+from serving.runtime.reasons import cause_of_death, first_line
 from serving.runtime.registry import RegistryClient, open_registry
 from serving.runtime.worker import run_rank
 
@@ -25,7 +26,6 @@ TRAIN_SETTINGS = {
 no trial folders or training metrics. What the user has set stays."""
 
 UNLIMITED = -1
-EXIT_DETAIL = "Worker exit detail: "
 
 
 class FailureWatch(ray.train.UserCallback):  # type: ignore[misc]
@@ -41,7 +41,7 @@ class FailureWatch(ray.train.UserCallback):  # type: ignore[misc]
         for rank, error in sorted(worker_exceptions.items()):
             failure = getattr(error, "health_check_failure", error)
             died = isinstance(failure, RayActorError)
-            reason = f"rank {rank}'s process died: {_cause_of_death(failure)}" if died else f"rank {rank} failed"
+            reason = f"rank {rank}'s process died: {cause_of_death(failure)}" if died else f"rank {rank} failed"
             registry.fail(generation, reason, collateral=not died)
         snapshot = registry.changed()
         if snapshot.state in {"failed", "stopped"}:
@@ -90,9 +90,3 @@ def make_trainer(config: Config, *, deploys: bool) -> TorchTrainer:
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
     )
-
-
-def _cause_of_death(error: Exception) -> str:
-    """What Ray knows of a dead process, without its list of common causes."""
-    text = " ".join(str(error).split())
-    return text.partition(EXIT_DETAIL)[2].partition("Some common causes")[0].strip() or text

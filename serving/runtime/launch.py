@@ -6,14 +6,14 @@ The command is a watcher: the work is done by actors that it owns, so that they 
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from typing import Any, Protocol
 
 import httpx
 import ray
 from ray import serve
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 
@@ -22,11 +22,14 @@ from serving.errors import GroupFailed, OperatorError
 from serving.messages import Snapshot
 from serving.runtime.deployment import application_status, start_serve
 from serving.runtime.preflight import require_free_port
+from serving.runtime.reasons import first_line
 from serving.runtime.registry import RegistryClient
 from serving.runtime.session import require_room
 from serving.runtime.supervisor import find_supervisor, start_supervisor
 
 POLL_S = 0.5
+DRAIN_POLL_S = 0.2
+CALL_TIMEOUT_S = 5.0
 STOP_TIMEOUT_S = 15.0
 """How long the ranks may take to end by themselves."""
 
@@ -44,9 +47,12 @@ class Display(Protocol):
 class Launch:
     """One group, from this command's start to its end. Must be used inside a Ray session."""
 
-    def __init__(self, config: Config, display: Display, stopping: threading.Event, hurry: threading.Event) -> None:
-        """`stopping` asks for an orderly end, `hurry` for one without a drain."""
+    def __init__(
+        self, config: Config, display: Display, stopping: threading.Event, hurry: threading.Event, *, embedded: bool
+    ) -> None:
+        """`stopping` asks for an orderly end, `hurry` cuts it short. `embedded`: the cluster ends with this command."""
         self._config = config
+        self._embedded = embedded
         self._display = display
         self._stopping = stopping
         self._hurry = hurry
@@ -55,7 +61,6 @@ class Launch:
         self._supervisor: Any = None
         self._outcome: Any = None
         self._serve_was_here = False
-        self._aside = ThreadPoolExecutor(thread_name_prefix="launch")
         self._side_work: list[Future[None]] = []
 
     def run(self) -> None:
@@ -66,7 +71,7 @@ class Launch:
             self._start()
             if self._watch_until(self._answers):
                 self._display.say(self._ready_line(time.monotonic() - began))
-                self._watch_until(self._hurry.is_set)
+                self._watch_until(lambda: False)
             self._drain()
         finally:
             self._take_down()
@@ -102,7 +107,7 @@ class Launch:
             serve.delete(self._config.name)
         self._supervisor = start_supervisor(self._config)
         self._outcome = self._supervisor.outcome.remote()
-        self._side_work = [self._aside.submit(work) for work in (self._start_serve, self._check_model)]
+        self._side_work = [_aside(work) for work in (self._start_serve, self._check_model)]
 
     def _watch_until(self, arrived: Callable[[], bool]) -> bool:
         """Show what happens until `arrived` (True) or `stopping` is set (False). Raises `GroupFailed`."""
@@ -122,8 +127,12 @@ class Launch:
         self._raise_if_over()
 
     def _start_serve(self) -> None:
-        if not self._serve_was_here:
+        if self._serve_was_here:
+            return
+        try:
             start_serve(self._config)
+        except RayError as error:
+            raise OperatorError(f"Ray Serve could not start: {first_line(error)}") from error
 
     def _check_model(self) -> None:
         """Find what the files show to be wrong sooner than the ranks would; only where the model is on this machine."""
@@ -170,27 +179,60 @@ class Launch:
 
     def _drain(self) -> None:
         """Refuse new requests and let the running ones finish, up to `fault.drain_timeout_s`."""
-        if self._snapshot is None or self._snapshot.state != "ready" or self._hurry.is_set():
+        if not self._serving():
             return
         self._registry.drain()
         gateway = serve.get_app_handle(self._config.name)
         deadline = time.monotonic() + self._config.fault.drain_timeout_s
-        while (running := gateway.in_flight.remote().result(timeout_s=5.0)) and time.monotonic() < deadline:
-            self._display.say(f"draining: {running} requests run")
-            if self._hurry.wait(POLL_S):
-                return
+        told = 0
+        with suppress(RayActorError, TimeoutError):  # the gateway is gone, and all requests with it
+            while (running := gateway.in_flight.remote().result(timeout_s=CALL_TIMEOUT_S)) > 0:
+                if running != told:
+                    self._display.say(f"draining: {running} request{'s' if running != 1 else ''} running")
+                told = running
+                if self._hurry.wait(DRAIN_POLL_S) or time.monotonic() > deadline:
+                    return
+
+    def _serving(self) -> bool:
+        """Whether there is a group with something to finish."""
+        return self._snapshot is not None and self._snapshot.state in {"ready", "draining"}
 
     def _take_down(self) -> None:
-        """End the application, the group and the registry, also when this command has failed."""
+        """End the group, the application and the registry, also when this command has failed.
+
+        An embedded cluster takes its actors along as it ends; only a group that serves is ended in order before.
+        """
         wait(self._side_work)
-        with suppress(RayActorError, GetTimeoutError, ValueError):  # none was made, or it has ended
-            self._registry.stop()
+        if self._supervisor is not None and self._serving():
+            with suppress(RayActorError, GetTimeoutError, ValueError):  # it has just ended by itself
+                self._registry.stop()
+            ray.wait([self._outcome], timeout=STOP_TIMEOUT_S)
+        if not self._embedded:
+            self._leave_cluster()
+
+    def _leave_cluster(self) -> None:
+        """Remove what is ours, and Serve if it came with us and nobody else uses it now."""
+        if self._supervisor is not None:
+            ray.kill(self._supervisor)
         with suppress(RayServeException, RayActorError):  # Serve was never started, or has died
             if application_status(self._config.name) is not None:
                 serve.delete(self._config.name)
             if not self._serve_was_here and not serve.status().applications:
                 serve.shutdown()
-        if self._supervisor is not None:
-            ray.wait([self._outcome], timeout=STOP_TIMEOUT_S)
-            ray.kill(self._supervisor)
         self._registry.remove()
+
+
+def _aside(work: Callable[[], None]) -> "Future[None]":
+    """Do some work in a thread of its own; the future has its end, or its error."""
+    done: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            work()
+        except Exception as error:  # handed to whoever looks at the future
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    threading.Thread(target=run, daemon=True).start()
+    return done

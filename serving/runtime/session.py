@@ -15,8 +15,8 @@ from serving.runtime.registry import NAMESPACE
 
 
 @contextmanager
-def ray_session(address: str | None, *, embedded: Config | None = None, verbose: bool = False) -> Iterator[bool]:
-    """Connect to the cluster at `address` or in RAY_ADDRESS; start one for `embedded` when neither is given.
+def ray_session(address: str | None, config: Config, *, verbose: bool) -> Iterator[bool]:
+    """Connect to the cluster at `address` or in RAY_ADDRESS; start one for this configuration when neither is given.
 
     Yields whether the cluster is an embedded one, which ends with the context. Raises `OperatorError` when there is no
     cluster at the address.
@@ -25,12 +25,12 @@ def ray_session(address: str | None, *, embedded: Config | None = None, verbose:
     address = cluster_address(address)
     common: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": verbose, "logging_level": "WARNING"}
     try:
-        if address is not None or embedded is None:
-            ray.init(address=address or "auto", **common)
+        if address is not None:
+            ray.init(address=address, **common)
         else:
-            ray.init(address="local", num_cpus=_embedded_cpus(embedded.parallel), include_dashboard=False, **common)
-    except (ConnectionError, ValueError) as error:
-        raise OperatorError(f"no Ray cluster answers at {address or 'this machine'}: {error}") from error
+            ray.init(address="local", num_cpus=_embedded_cpus(config.parallel), include_dashboard=False, **common)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise OperatorError(f"no Ray cluster at {address or 'this machine'}: {error}") from error
     try:
         yield address is None
     finally:

@@ -22,7 +22,8 @@ from serving.config import Config, load_config
 from serving.errors import ModelError, PeerLost
 from serving.link import LinkServer
 from serving.messages import RankInfo, Snapshot
-from serving.runtime.backend import GENERATION, ONE_MACHINE, first_line
+from serving.runtime.backend import GENERATION, ONE_MACHINE
+from serving.runtime.reasons import first_line
 from serving.runtime.registry import RegistryClient
 
 if TYPE_CHECKING:

@@ -1,4 +1,8 @@
-"""A real `gangway serve` process and all that it starts, told apart from everything else by a mark they inherit."""
+"""A real `gangway serve` process and all that it starts: its descendants, and whatever carries the mark they inherit.
+
+Descendants that are orphaned are known by the mark, and those that overwrite their environment (Ray names its processes
+there) by having been seen before.
+"""
 
 import os
 import queue
@@ -25,7 +29,7 @@ STOP_TIMEOUT_S = 60.0
 
 
 class Process:
-    """A command with a mark of its own; `processes` finds what it has started, also when the link to it is lost."""
+    """A command with a mark of its own."""
 
     def __init__(self, *command: str | Path, **environment: str) -> None:
         self.mark = uuid.uuid4().hex
@@ -38,6 +42,7 @@ class Process:
             env=inherited | environment | {MARK: self.mark, "PYTHONUNBUFFERED": "1"},
             start_new_session=True,
         )
+        self._seen: set[psutil.Process] = set()
         self.lines: list[str] = []
         self._news: queue.Queue[str | None] = queue.Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -60,6 +65,7 @@ class Process:
         raise AssertionError("the process has ended:\n" + "\n".join(self.lines))
 
     def signal(self, number: signal.Signals) -> None:
+        self.processes()
         self.process.send_signal(number)
 
     def wait(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
@@ -67,20 +73,25 @@ class Process:
         return self.process.wait(timeout_s)
 
     def processes(self) -> list[psutil.Process]:
-        """Every living process that carries the mark."""
-        return [process for process in psutil.process_iter() if self._marked(process)]
+        """Every living process that this one has started, itself included."""
+        with suppress(psutil.NoSuchProcess):
+            top = psutil.Process(self.process.pid)
+            self._seen |= {top, *top.children(recursive=True)}
+        self._seen |= {process for process in psutil.process_iter() if self._marked(process)}
+        self._seen = {process for process in self._seen if _lives(process)}
+        return list(self._seen)
 
     def titles(self) -> list[str]:
         """The command lines of those processes; Ray's are named for the actor they hold."""
         titles = []
         for process in self.processes():
             with suppress(psutil.NoSuchProcess):  # ended since
-                titles.append(" ".join(process.cmdline()))
+                titles.append(" ".join(process.cmdline()).strip())
         return titles
 
     def _marked(self, process: psutil.Process) -> bool:
         try:
-            return process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE
+            return process.environ().get(MARK) == self.mark
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             return False
 
@@ -95,6 +106,13 @@ class Process:
                 process.kill()
         self.process.wait(STOP_TIMEOUT_S)
         self._reader.join(STOP_TIMEOUT_S)
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 class Server(Process):

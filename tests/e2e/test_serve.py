@@ -127,7 +127,8 @@ def test_a_second_server_on_the_same_port_says_so_and_exits_1(server: Server) ->
 def test_a_client_that_goes_away_frees_its_place(server: Server) -> None:
     body = {"inputs": STORY, "raw": True, "stream": True, "parameters": {"max_tokens": 1500, "ignore_eos": True}}
     with httpx.stream("POST", f"{server.url}/predict", json=body, timeout=TIMEOUT_S) as stream:
-        next(stream.iter_lines())
+        lines = stream.iter_lines()
+        assert next(lines).startswith("data: ")
         eventually(lambda: server.status()["queue"]["running"] == 1, 10)
     eventually(lambda: server.status()["queue"]["running"] == 0, 10)
 
@@ -166,3 +167,23 @@ def test_ctrl_c_lets_what_runs_finish_refuses_what_is_new_and_leaves_no_process(
         assert running.result()[0]["usage"]["completion_tokens"] == 200
     assert server.wait() == 0
     server.wait_until_gone()
+
+
+def test_a_server_that_is_killed_outright_leaves_no_rank_gateway_or_proxy() -> None:
+    server = Server()
+    try:
+        server.wait_for_line("group is loading")
+        server.signal(signal.SIGKILL)
+        eventually(lambda: all(title.endswith("Agent") for title in server.titles()), 60)  # Ray's agents take longer
+    finally:
+        server.kill()
+
+
+def test_a_model_that_is_found_wrong_while_loading_ends_the_server_with_that_reason() -> None:
+    server = Server("--set", "engine.kv_cache_gib=0.001")
+    try:
+        assert "engine.kv_cache_gib" in server.wait_for_line("gangway:")
+        assert server.wait() == 1
+        server.wait_until_gone()
+    finally:
+        server.kill()

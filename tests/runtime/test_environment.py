@@ -1,9 +1,13 @@
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from serving.runtime.environment import cluster_address, haproxy_settings, ray_environment
+from tests.e2e.server import eventually
 
 
 def test_an_address_that_is_named_wins_over_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,14 +40,26 @@ def test_the_files_of_an_embedded_cluster_are_private_and_go_with_it() -> None:
 
 
 def test_haproxy_opens_its_statistics_to_this_machine_only(tmp_path: Path) -> None:
-    wrapper = haproxy_settings(tmp_path, "/bin/echo")["RAY_SERVE_HAPROXY_BINARY_PATH"]
-    config = tmp_path / "node" / "haproxy.cfg"
-    config.parent.mkdir()
+    command = haproxy_settings(tmp_path, "/bin/echo")["RAY_SERVE_HAPROXY_BINARY_PATH"]
+    config = tmp_path / "haproxy.cfg"
     config.write_text("frontend a\n    bind :9101\n    bind 10.0.0.1:8000\nlisten stats\n  bind *:8404\n")
-    done = subprocess.run([wrapper, "-db", "-f", str(config)], capture_output=True, text=True, check=True)
+    done = subprocess.run([command, "-db", "-f", str(config)], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["-db", "-f", str(config)]
     binds = [line.strip() for line in config.read_text().splitlines() if "bind" in line]
     assert binds == ["bind 127.0.0.1:9101", "bind 10.0.0.1:8000", "bind 127.0.0.1:8404"]
+
+
+def test_haproxy_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+    command = haproxy_settings(tmp_path, shutil.which("sleep") or "")["RAY_SERVE_HAPROXY_BINARY_PATH"]
+    starter = (
+        f"import subprocess, time; print(subprocess.Popen([{command!r}, '1000']).pid, flush=True); time.sleep(1000)"
+    )
+    with subprocess.Popen([sys.executable, "-c", starter], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        proxy = psutil.Process(int(parent.stdout.readline()))
+        eventually(lambda: proxy.name() == "sleep", 30)
+        parent.kill()
+    assert not psutil.wait_procs([proxy], timeout=30)[1]
 
 
 def test_two_clusters_on_a_machine_get_ports_and_files_of_their_own(tmp_path: Path) -> None:

@@ -1,0 +1,36 @@
+"""Stands between Ray Serve and haproxy: `python haproxy.py BINARY ARGUMENTS...`, run as a script.
+
+Two things that Serve leaves open: its statistics would listen on every interface without asking who comes, and a
+haproxy outlives the actor that started it when that is killed. Needs nothing but the standard library, and becomes
+haproxy itself in the end.
+"""
+
+import ctypes
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+"""From linux/prctl.h: the signal that this process gets when its parent dies; kept across exec."""
+
+ANY_INTERFACE = re.compile(r"^(\s*bind )\*?:", re.MULTILINE)
+
+
+def loopback_only(config: str) -> str:
+    """The haproxy configuration with every bind to all interfaces turned into one to this machine."""
+    return ANY_INTERFACE.sub(r"\g<1>127.0.0.1:", config)
+
+
+def main(binary: str, *arguments: str) -> None:
+    """Mend the configuration that is among the arguments, tie this process to its parent, and become haproxy."""
+    for path in map(Path, arguments):
+        if path.suffix == ".cfg":
+            path.write_text(loopback_only(path.read_text()))
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    os.execv(binary, [binary, *arguments])  # noqa: S606  no shell is wanted
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

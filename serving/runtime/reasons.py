@@ -1,0 +1,23 @@
+"""Why something broke, as one sentence for the person who has to act, out of what Ray and gloo say at length."""
+
+GLOO_ADVICE = "This is typically caused by"
+"""Begins what gloo adds to every lost connection."""
+
+EXIT_DETAIL = "Worker exit detail: "
+COMMON_CAUSES = "Some common causes"
+"""Around what Ray knows of a process that died."""
+
+
+def first_line(error: BaseException) -> str:
+    """An error as one line: its type and the first line of its text. Of an error from another process: its cause's."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, BaseException):
+        return first_line(cause)
+    lines = str(error).partition(GLOO_ADVICE)[0].strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def cause_of_death(error: BaseException) -> str:
+    """What Ray knows of an actor's process that died."""
+    text = " ".join(str(error).split())
+    return text.partition(EXIT_DETAIL)[2].partition(COMMON_CAUSES)[0].strip() or text

@@ -1,0 +1,30 @@
+from serving.runtime.reasons import cause_of_death, first_line
+
+GLOO = "Connection closed by peer [10.0.0.2]:5. This is typically caused by a remote worker crashing. GLHF!"
+DEATH = """The actor died unexpectedly before finishing this task.
+Worker exit type: SYSTEM_ERROR Worker exit detail: Worker unexpectedly exits with a connection error code 2. End of file.
+Some common causes include: (1) ..."""
+
+
+def test_an_error_is_its_type_and_its_first_line() -> None:
+    assert first_line(ValueError("wrong\nTraceback and so on")) == "ValueError: wrong"
+    assert first_line(TimeoutError()) == "TimeoutError"
+
+
+def test_what_gloo_adds_to_every_error_is_left_out() -> None:
+    assert first_line(RuntimeError(GLOO)) == "RuntimeError: Connection closed by peer [10.0.0.2]:5."
+
+
+def test_an_error_of_another_process_is_told_by_its_cause() -> None:
+    carried = RuntimeError("many lines")
+    carried.cause = ValueError("the reason")  # type: ignore[attr-defined]
+    assert first_line(carried) == "ValueError: the reason"
+
+
+def test_a_death_is_told_without_the_list_of_common_causes() -> None:
+    told = cause_of_death(RuntimeError(DEATH))
+    assert told == "Worker unexpectedly exits with a connection error code 2. End of file."
+
+
+def test_a_death_of_which_nothing_special_is_known_is_told_as_it_came() -> None:
+    assert cause_of_death(RuntimeError("gone\naway")) == "gone away"
