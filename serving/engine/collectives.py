@@ -1,8 +1,8 @@
 """One tensor-parallel group as the engine sees it: a rank, a world, and a sum.
 
-On one machine the sum is DeepSpeed's bare shared-memory operator (3 to 10 us at decode sizes). It ignores groups and
-returns other formats and non-contiguous tensors unreduced without a word, hence the checks here. Everywhere else it is
-`torch.distributed`. What must be called before either: `serving.engine.model.init_deepspeed`.
+On one machine the sum goes through shared memory of our own (`native.shared_sum`), everywhere else through
+`torch.distributed`. DeepSpeed's shared-memory operator is not used: it ignores groups, spins without giving its core
+away, returns some formats unreduced without a word, and hangs for good when a rank dies.
 """
 
 from typing import Protocol
@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from serving.engine.native.library import library
+from serving.engine.native.library import sums
 from serving.engine.native.shared_sum import FORMATS, SharedSum
 
 
@@ -64,4 +64,4 @@ def make_collectives(rank: int, world: int, one_machine: bool, timeout_s: float 
     """The group's collectives; call it on every rank, after `init_deepspeed`."""
     if world == 1:
         return Alone()
-    return Group(rank, world, SharedSum(rank, world, timeout_s) if one_machine and library() is not None else None)
+    return Group(rank, world, SharedSum(rank, world, timeout_s) if one_machine and sums() is not None else None)

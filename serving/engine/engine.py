@@ -80,7 +80,7 @@ def load_engine(
     `progress(loaded, total)` counts bytes of this rank's shard. Raises `ModelError` when the model cannot be served.
     """
     if world > 1:
-        init_deepspeed(one_machine)
+        init_deepspeed()
     collectives = make_collectives(rank, world, one_machine, config.fault.step_timeout_s)
     return build_engine(config, collectives, generation, device, progress)
 

@@ -8,9 +8,7 @@ in a forward pass. Embedding and output head are split by vocabulary instead (se
 import contextlib
 import io
 import logging
-import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,27 +31,16 @@ __all__ = ["Attend", "AttentionSpec", "ShardedModel", "init_deepspeed", "load_mo
 logger = logging.getLogger(__name__)
 
 
-def init_deepspeed(one_machine: bool) -> None:
+def init_deepspeed() -> None:
     """Hand DeepSpeed the process group that stands: once in a process, on every rank of a group of two or more.
 
-    `one_machine`: all ranks share one, so that sums may go through shared memory. DeepSpeed judges that by LOCAL_SIZE
-    alone, which only its own launchers set, and crashes where it is wrong. Its segments are unlinked once every rank
-    has mapped them, or each generation of the group would leave 69 MB a rank behind.
+    Its shared-memory operator is switched off: it would be compiled first, for half a minute, and never be called.
     """
-    os.environ.pop("LOCAL_SIZE", None)
-    if one_machine:
-        os.environ["LOCAL_SIZE"] = str(dist.get_world_size())
     with _quiet():
         import deepspeed
-        from deepspeed.comm import comm
 
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
-    if not one_machine:
-        comm.cdb.shm_vector_kernel_level = 0
-    dist.barrier()
-    endpoint = f"{os.environ.get('MASTER_ADDR', '')}_{os.environ.get('MASTER_PORT', '')}"
-    segment = f"deepspeed_allreduce_buffer_{os.getuid()}_{endpoint}_{dist.get_rank()}"
-    Path("/dev/shm", segment).unlink(missing_ok=True)  # noqa: S108
 
 
 def unwatched(loaded: int, total: int) -> None:

@@ -181,7 +181,7 @@ def _set_up(rank: int, world: int, scratch: str, endpoint: str, one_machine: boo
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{scratch}/store", rank=rank, world_size=world)
     if world > 1:
-        init_deepspeed(one_machine)
+        init_deepspeed()
     return make_collectives(rank, world, one_machine)
 
 

@@ -36,8 +36,8 @@ def body(i: int) -> dict[str, Any]:
     words = 3 if i % 2 else 250
     text = " ".join(f"word{(i * 31 + k) % 997}" for k in range(words))
     parameters: dict[str, Any] = {"max_tokens": 4 + 5 * (i % 7), "ignore_eos": True, "seed": i}
-    parameters |= [{"temperature": 0}, {"temperature": 0.8, "top_p": 0.9}, {"top_k": 20}, {"n": 2}][i % 4]
-    return {"inputs": text, "raw": True, "parameters": parameters, "stream": i % 3 == 0}
+    kinds: list[dict[str, Any]] = [{"temperature": 0}, {"temperature": 0.8, "top_p": 0.9}, {"top_k": 20}, {"n": 2}]
+    return {"inputs": text, "raw": True, "parameters": parameters | kinds[i % 4], "stream": i % 3 == 0}
 
 
 async def ask(client: httpx.AsyncClient, i: int) -> None:

@@ -1,9 +1,11 @@
 from serving.runtime.reasons import cause_of_death, first_line
 
 GLOO = "Connection closed by peer [10.0.0.2]:5. This is typically caused by a remote worker crashing. GLHF!"
-DEATH = """The actor died unexpectedly before finishing this task.
-Worker exit type: SYSTEM_ERROR Worker exit detail: Worker unexpectedly exits with a connection error code 2. End of file.
-Some common causes include: (1) ..."""
+DEATH = (
+    "The actor died unexpectedly before finishing this task.\n"
+    "Worker exit type: SYSTEM_ERROR Worker exit detail: Worker unexpectedly exits with a connection error code 2. "
+    "End of file.\nSome common causes include: (1) ..."
+)
 
 
 def test_an_error_is_its_type_and_its_first_line() -> None:

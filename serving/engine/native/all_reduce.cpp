@@ -5,13 +5,18 @@
 // everyone's flag of sum n - 1, and so knows that everyone has read sum n - 2. A rank that waits gives its core away
 // after a few microseconds: gateway and ranks may share cores, and a spinning rank would hold up the one it waits for.
 
-#include <immintrin.h>
 #include <sched.h>
 #include <time.h>
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <cstring>
+
+#if defined(__x86_64__)
+#define PAUSE() __builtin_ia32_pause()
+#else
+#define PAUSE() ((void)0)
+#endif
 
 namespace {
 
@@ -36,7 +41,7 @@ struct Segment {
 bool wait_for(const Segment& s, i64 rank, uint64_t sum, double timeout_s) {
   for (int i = 0; i < kSpins; i++) {
     if (s.flag(rank).load(std::memory_order_acquire) >= sum) return true;
-    _mm_pause();
+    PAUSE();
   }
   const double deadline = now() + timeout_s;
   do {

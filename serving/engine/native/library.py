@@ -1,4 +1,4 @@
-"""Builds the kernels for this processor and loads them. Building takes about two seconds and is done once a machine."""
+"""Builds the native code for this processor and loads it. Building takes about two seconds, once a machine."""
 
 import ctypes
 import functools
@@ -13,25 +13,35 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-SOURCES = [Path(__file__).with_name(name) for name in ("kernels.cpp", "all_reduce.cpp")]
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-fPIC", "-w")
-NEEDED = {"avx512f", "avx512bw", "avx512vl", "avx512_bf16"}
+NEEDED = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512_bf16"})
 SWITCH = "GANGWAY_NATIVE"
-"""Set to 0, the library is not used: everything then runs on torch's own operators."""
+"""Set to 0, neither library is used: everything then runs on torch's own operators."""
 
 
 @functools.cache
-def library() -> ctypes.CDLL | None:
-    """The library, built if it has to be; None where this processor or a missing compiler does not allow it."""
+def kernels() -> ctypes.CDLL | None:
+    """Products, norms and attention; None where the processor or a missing compiler does not allow them."""
+    missing = NEEDED - processor_flags()
+    if missing:
+        logger.info("the processor lacks %s: torch's own operators are used", ", ".join(sorted(missing)))
+        return None
+    return _load("kernels.cpp")
+
+
+@functools.cache
+def sums() -> ctypes.CDLL | None:
+    """The sum over one machine's ranks, on any processor; None where there is no compiler."""
+    return _load("all_reduce.cpp")
+
+
+def _load(source: str) -> ctypes.CDLL | None:
     if os.environ.get(SWITCH) == "0":
         return None
-    if not processor_flags() >= NEEDED:
-        logger.info("the processor lacks %s: torch's own operators are used", ", ".join(NEEDED - processor_flags()))
-        return None
     try:
-        return ctypes.CDLL(str(_built()))
+        return ctypes.CDLL(str(_built(Path(__file__).with_name(source))))
     except (OSError, subprocess.CalledProcessError) as error:
-        logger.warning("the native kernels could not be built, torch's own operators are used: %s", error)
+        logger.warning("%s could not be built, torch's own operators are used: %s", source, error)
         return None
 
 
@@ -46,24 +56,18 @@ def processor_flags() -> frozenset[str]:
     return frozenset(line.partition(":")[2].split())
 
 
-def _built() -> Path:
+def _built(source: Path) -> Path:
     """Path of the shared object, compiled unless one for the same source, flags and processor lies in the cache."""
     compiler = os.environ.get("CXX") or shutil.which("g++") or "c++"
-    identity = [
-        *(source.read_text(encoding="utf-8") for source in SOURCES),
-        *FLAGS,
-        compiler,
-        platform.machine(),
-        *sorted(processor_flags()),
-    ]
+    identity = [source.read_text(encoding="utf-8"), *FLAGS, compiler, platform.machine(), *sorted(processor_flags())]
     key = hashlib.blake2b("\0".join(identity).encode(), digest_size=12).hexdigest()
     folder = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "gangway" / "native"
-    target = folder / f"kernels-{key}.so"
+    target = folder / f"{source.stem}-{key}.so"
     if not target.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         # Several ranks may build at once: each builds its own file, and the last rename wins.
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            built = Path(scratch) / "kernels.so"
-            subprocess.run([compiler, *FLAGS, *map(str, SOURCES), "-o", str(built)], check=True, capture_output=True)
+            built = Path(scratch) / target.name
+            subprocess.run([compiler, *FLAGS, str(source), "-o", str(built)], check=True, capture_output=True)
             built.replace(target)
     return target

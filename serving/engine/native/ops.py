@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from serving.engine.attend import AttentionSpec
-from serving.engine.native.library import library
+from serving.engine.native.library import kernels
 
 PANEL = 32
 """Output rows of a packed panel."""
@@ -20,12 +20,12 @@ NONE, SILU, GELU_TANH = 0, 1, 2
 
 def available() -> bool:
     """Whether this processor can run the kernels."""
-    return library() is not None
+    return kernels() is not None
 
 
 def _bind(name: str, *types: Any) -> Any:
     """The C function, its argument types declared; None where there is no library."""
-    found = library()
+    found = kernels()
     if found is None:
         return None
     function = getattr(found, name)

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from serving.engine.native.library import library
+from serving.engine.native.library import sums
 from serving.errors import PeerLost
 
 SLOT_BYTES = 1 << 20
@@ -31,7 +31,7 @@ class SharedSum:
         self._segment = _map_together(rank, world * (FLAG_BYTES + 2 * SLOT_BYTES))
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._segment))
         self._sums = 1
-        self._reduce: Any = getattr(library(), "gw_all_reduce")  # noqa: B009  mypy knows no such name
+        self._reduce: Any = getattr(sums(), "gw_all_reduce")  # noqa: B009  mypy knows no such name
         self._reduce.restype = c_int64
         self._reduce.argtypes = [
             c_int, c_void_p, c_int64, c_int64, c_int64, c_uint64, c_void_p, c_int64, c_double,
