@@ -25,7 +25,10 @@ HAPROXY_THREADS = 2
 
 PRIVATE_PORTS = range(20_000, 30_000)
 """Below the range for outgoing connections, from which Ray takes dozens of ports in the seconds of its start, and
-below the ports of Serve's replicas."""
+below what Serve would choose."""
+
+PORT_BLOCK = 50
+"""Ports of one cluster: HAProxy's two, and one for each life of the gateway, which cannot be used again for minutes."""
 
 
 def cluster_address(address: str | None) -> str | None:
@@ -51,14 +54,15 @@ def ray_environment(*, embedded: bool, environment: MutableMapping[str, str] = o
 def haproxy_settings(folder: Path, binary: str) -> dict[str, str]:
     """Settings that make Serve use HAProxy, with all its files in `folder`, which only this user can read.
 
-    Serve's own defaults are fixed paths and ports that two clusters on a machine would fight over. A replica that is
-    told to stop has no load balancer to wait for, hence no draining period.
+    Serve's own defaults are fixed paths and ports that two clusters on a machine would fight over, up to one's HAProxy
+    asking the other's gateway. A replica that is told to stop has no load balancer to wait for, hence no draining
+    period.
     """
     wrapper = folder / "haproxy"
     command = shlex.join([sys.executable, "-SE", str(Path(haproxy.__file__)), binary])
     wrapper.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
     wrapper.chmod(0o700)
-    stats, metrics = _free_ports(2)
+    stats, metrics, *replicas = _own_ports()
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(wrapper),
@@ -70,6 +74,8 @@ def haproxy_settings(folder: Path, binary: str) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_SERVE_HAPROXY_NBTHREAD": str(HAPROXY_THREADS),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(replicas[0]),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(replicas[-1]),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
     }
 
@@ -88,13 +94,12 @@ def _haproxy_binary() -> str | None:
     return str(get_haproxy_binary())
 
 
-def _free_ports(count: int) -> list[int]:
-    """Ports that are free now, all different, of those that the system hands to nobody who asks for any port."""
-    free: list[int] = []
-    for port in random.sample(PRIVATE_PORTS, len(PRIVATE_PORTS)):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) != 0:
-                free.append(port)
-        if len(free) == count:
-            break
-    return free
+def _own_ports() -> range:
+    """A block of ports in which nothing listens now."""
+    blocks = [range(first, first + PORT_BLOCK) for first in PRIVATE_PORTS[::PORT_BLOCK]]
+    return next(block for block in random.sample(blocks, len(blocks)) if not any(map(_listening, block)))
+
+
+def _listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
