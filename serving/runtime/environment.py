@@ -28,7 +28,8 @@ PRIVATE_PORTS = range(20_000, 30_000)
 below what Serve would choose."""
 
 PORT_BLOCK = 50
-"""Ports of one cluster: HAProxy's two, and one for each life of the gateway, which cannot be used again for minutes."""
+"""Ports of one cluster: HAProxy's two, those of the proxy that it falls back on while there is no gateway, and one for
+each life of the gateway, which cannot be used again for minutes."""
 
 
 def cluster_address(address: str | None) -> str | None:
@@ -54,15 +55,15 @@ def ray_environment(*, embedded: bool, environment: MutableMapping[str, str] = o
 def haproxy_settings(folder: Path, binary: str) -> dict[str, str]:
     """Settings that make Serve use HAProxy, with all its files in `folder`, which only this user can read.
 
-    Serve's own defaults are fixed paths and ports that two clusters on a machine would fight over, up to one's HAProxy
-    asking the other's gateway. A replica that is told to stop has no load balancer to wait for, hence no draining
-    period.
+    Serve's own defaults are fixed paths and ports. Two clusters on a machine would share them without a word: while one
+    of the gateways restarts, its clients are answered by the other. A replica that is told to stop has no load balancer
+    to wait for, hence no draining period.
     """
     wrapper = folder / "haproxy"
     command = shlex.join([sys.executable, "-SE", str(Path(haproxy.__file__)), binary])
     wrapper.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
     wrapper.chmod(0o700)
-    stats, metrics, *replicas = _own_ports()
+    stats, metrics, fallback, grpc, *replicas = _own_ports()
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(wrapper),
@@ -74,6 +75,8 @@ def haproxy_settings(folder: Path, binary: str) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_SERVE_HAPROXY_NBTHREAD": str(HAPROXY_THREADS),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(grpc),
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(replicas[0]),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(replicas[-1]),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",

@@ -71,6 +71,8 @@ def test_a_group_that_no_node_can_hold_is_refused_with_what_is_missing(cluster: 
 
 
 def test_serve_run_starts_the_group_and_takes_it_along(cluster: Cluster) -> None:
+    start = Process(SERVE, "start", f"--address={cluster.address}", f"--http-port={free_port()}", RAY_AUTH_MODE="token")
+    assert start.wait() == 0
     command = (
         SERVE,
         "run",

@@ -21,9 +21,16 @@ show as hundreds of blocks or entries besides."""
 
 @pytest.fixture(scope="module")
 def hasty() -> Iterator[Server]:
-    """A server whose timeouts are seconds."""
-    timeouts = f"fault.peer_timeout_s={PEER_TIMEOUT_S}", f"fault.step_timeout_s={STEP_TIMEOUT_S}"
-    server = Server(*(part for setting in timeouts for part in ("--set", setting)))
+    """A server whose timeouts are seconds, and whose KV cache is full after a round.
+
+    Blocks that were never written take no memory, and are dealt out first: a large cache would grow for many rounds.
+    """
+    settings = (
+        f"fault.peer_timeout_s={PEER_TIMEOUT_S}",
+        f"fault.step_timeout_s={STEP_TIMEOUT_S}",
+        "engine.kv_cache_gib=0.1",
+    )
+    server = Server(*(part for setting in settings for part in ("--set", setting)))
     try:
         server.wait_until_ready()
         yield server
