@@ -25,7 +25,8 @@ MODEL = Path("models/smollm2-135m-instruct").absolute()
 CONFIG = Path("configs/local.yaml").absolute()
 MARK = "GANGWAY_TEST_RUN"
 START_TIMEOUT_S = 180.0
-STOP_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 180.0
+"""Long enough that only something that hangs reaches it: Serve takes up to a minute to take an application down."""
 
 
 class Process:
