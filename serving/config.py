@@ -36,7 +36,7 @@ class ModelConfig(Section):
     """Name that clients ask for; the folder's name when not set."""
 
     trust_remote_code: bool = False
-    """Run Python code that lies in the model folder. Off, since that code runs with the server's rights."""
+    """Run a tokenizer's Python code from the model folder, with the server's rights. A model's own is never run."""
 
     shard_cache: Path | None = Path("~/.cache/gangway/shards")
     """Where each rank keeps its own shard, so that a restart maps it straight back. `null` turns the cache off."""

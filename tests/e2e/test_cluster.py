@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.e2e.server import CONFIG, Process, Server, eventually, free_port, gangway
+from tests.e2e.server import CONFIG, STOP_TIMEOUT_S, Process, Server, eventually, free_port, gangway
 
 RAY = Path(sys.executable).with_name("ray")
 SERVE = Path(sys.executable).with_name("serve")
@@ -87,10 +87,9 @@ def test_serve_run_starts_the_group_and_takes_it_along(cluster: Cluster) -> None
         eventually(lambda: httpx.get(f"{url}/readyz", timeout=10).status_code == httpx.codes.OK)
         assert "Paris" in answer(url)
         serve.signal(signal.SIGINT)
-        serve.wait()
+        eventually(lambda: not cluster.workers(), STOP_TIMEOUT_S)
     finally:
         serve.kill()
-    eventually(lambda: not cluster.workers(), 60)
 
 
 def refusal(cluster: Cluster, *settings: str) -> str:
