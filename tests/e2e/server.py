@@ -25,8 +25,7 @@ MODEL = Path("models/smollm2-135m-instruct").absolute()
 CONFIG = Path("configs/local.yaml").absolute()
 MARK = "GANGWAY_TEST_RUN"
 START_TIMEOUT_S = 180.0
-STOP_TIMEOUT_S = 180.0
-"""Long enough that only something that hangs reaches it: Serve takes up to a minute to take an application down."""
+STOP_TIMEOUT_S = 60.0
 
 
 class Process:
@@ -70,8 +69,12 @@ class Process:
         self.process.send_signal(number)
 
     def wait(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
-        """The exit code."""
-        return self.process.wait(timeout_s)
+        """The exit code; fails with what the process has said when it does not end."""
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired as error:
+            said = "\n".join([*self.lines, *(line for line in self._news.queue if line)])
+            raise AssertionError(f"it has not ended after {timeout_s:g} s:\n{said}") from error
 
     def processes(self) -> list[psutil.Process]:
         """Every living process that this one has started, itself included."""

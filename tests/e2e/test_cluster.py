@@ -12,6 +12,8 @@ from tests.e2e.server import CONFIG, STOP_TIMEOUT_S, Process, Server, eventually
 
 RAY = Path(sys.executable).with_name("ray")
 SERVE = Path(sys.executable).with_name("serve")
+SERVE_STOP_TIMEOUT_S = 180.0
+"""Ray's own command waits half a minute for each part of Serve that is slow to end."""
 QUESTION = {"inputs": "What is the capital of France?", "parameters": {"temperature": 0, "max_tokens": 16}}
 
 
@@ -87,9 +89,10 @@ def test_serve_run_starts_the_group_and_takes_it_along(cluster: Cluster) -> None
         eventually(lambda: httpx.get(f"{url}/readyz", timeout=10).status_code == httpx.codes.OK)
         assert "Paris" in answer(url)
         serve.signal(signal.SIGINT)
-        eventually(lambda: not cluster.workers(), STOP_TIMEOUT_S)
+        serve.wait(SERVE_STOP_TIMEOUT_S)
     finally:
         serve.kill()
+    eventually(lambda: not cluster.workers(), STOP_TIMEOUT_S)
 
 
 def refusal(cluster: Cluster, *settings: str) -> str:
