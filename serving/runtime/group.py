@@ -12,6 +12,7 @@ from ray.train.torch import TorchTrainer
 from serving.config import Config
 from serving.errors import GroupFailed
 from serving.runtime.backend import GroupTorchConfig
+from serving.runtime.nursery import through_nursery
 from serving.runtime.reasons import cause_of_death, first_line
 from serving.runtime.registry import RegistryClient, open_registry
 from serving.runtime.worker import run_rank
@@ -88,5 +89,6 @@ def make_trainer(config: Config, *, deploys: bool) -> TorchTrainer:
             failure_config=ray.train.FailureConfig(max_failures=UNLIMITED, controller_failure_limit=UNLIMITED),
             callbacks=[FailureWatch(config.name)],
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+            worker_runtime_env={} if parallel.gpus_per_rank else through_nursery(),
         ),
     )

@@ -23,6 +23,7 @@ from serving.errors import ModelError, PeerLost
 from serving.link import LinkServer
 from serving.messages import RankInfo, Snapshot
 from serving.runtime.backend import GENERATION, ONE_MACHINE
+from serving.runtime.nursery import retire
 from serving.runtime.reasons import first_line
 from serving.runtime.registry import RegistryClient
 
@@ -49,6 +50,7 @@ def run_rank(settings: dict[str, Any]) -> None:
     except Exception as error:
         rank.fail(error)
         raise
+    retire()
 
 
 class Rank:

@@ -1,0 +1,184 @@
+"""A process that has imported everything a rank needs and forks ranks on request, so that a restart costs no imports.
+
+Importing Ray Train, torch, transformers and DeepSpeed takes some five seconds of a core in every fresh process, which
+was most of what a restart took. `through_nursery` has Ray start a rank's worker by `starter`, which asks this process.
+It computes nothing itself, so it has no thread that a fork would miss (OpenBLAS and jemalloc mend theirs after a fork).
+
+A nursery belongs to one raylet. It ends with it, or once told to (`retire`) and without children, or after `LINGER_S`
+without children. Ranks with GPUs do without: whether the imports leave CUDA untouched has not been tried.
+"""
+
+import importlib
+import json
+import os
+import runpy
+import selectors
+import signal
+import socket
+import struct
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from serving.runtime import starter
+
+ADDRESS = "GANGWAY_NURSERY"
+"""In the environment of every fork: where its nursery listens."""
+LINGER_S = 30.0
+"""A restart of the group takes less, and what has no children for longer is of no more use."""
+MODULES = (
+    "ray.train.v2._internal.execution.worker_group.worker",
+    "transformers.models.auto.modeling_auto",
+    "deepspeed",
+    "serving.runtime.worker",
+    "serving.runtime.deployment",
+    "serving.engine.engine",
+)
+
+
+def through_nursery() -> dict[str, Any]:
+    """The part of a Ray runtime environment that starts its workers here. Needs one path of Python on all nodes."""
+    return {"py_executable": f"{sys.executable} -I -S {starter.__file__}"}
+
+
+def retire() -> None:
+    """In a fork: its nursery is needed no more and ends with its last child. In any other process: nothing."""
+    if ADDRESS in os.environ:
+        with socket.socket(socket.AF_UNIX) as line, suppress(OSError):  # it has ended already
+            line.connect(os.environ[ADDRESS])
+            line.sendall(bytes(starter.LENGTH_BYTES))
+
+
+@dataclass
+class Child:
+    """A fork and the starter that waits for it."""
+
+    pid: int
+    process: int
+    """A pidfd: readable once it has ended."""
+    line: socket.socket
+    """At its end, the starter is no more."""
+
+
+class Nursery:
+    """The loop: take requests, fork, hand back how each fork ended."""
+
+    def __init__(self, listener: socket.socket, raylet: int) -> None:
+        self._listener = listener
+        self._address = Path(listener.getsockname())
+        self._children: list[Child] = []
+        self._retired = False
+        self._idle_since = time.monotonic()
+        self._raylet = os.pidfd_open(raylet)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(listener, selectors.EVENT_READ, self._take)
+        self._selector.register(self._raylet, selectors.EVENT_READ, self._end)
+
+    def run(self) -> None:
+        """Until the raylet is gone, or nobody needs this any more. Returns in a fork, too, as `SystemExit`."""
+        while self._children or not (self._retired or time.monotonic() - self._idle_since > LINGER_S):
+            for key, _ in self._selector.select(LINGER_S):
+                key.data()
+        self._end()
+
+    def _take(self) -> None:
+        """One request: a starter's, or an empty one."""
+        line, _ = self._listener.accept()
+        with suppress(OSError):  # whoever asked has gone
+            if _user(line) != os.getuid():
+                line.close()
+                return
+            request, streams = _receive(line)
+            if request is None:
+                self._retired = True
+                line.close()
+            else:
+                self._fork(request, streams, line)
+
+    def _fork(self, request: dict[str, Any], streams: list[int], line: socket.socket) -> None:
+        pid = os.fork()
+        if pid == 0:
+            self._forget()
+            line.close()
+            become(request, streams, self._address)
+        for stream in streams:
+            os.close(stream)
+        child = Child(pid, os.pidfd_open(pid), line)
+        self._children.append(child)
+        self._selector.register(child.process, selectors.EVENT_READ, lambda: self._bury(child))
+        self._selector.register(line, selectors.EVENT_READ, lambda: self._kill(child))
+
+    def _forget(self) -> None:
+        """In a fork: what is the nursery's own."""
+        self._selector.close()
+        self._listener.close()
+        os.close(self._raylet)
+        for child in self._children:
+            os.close(child.process)
+            child.line.close()
+
+    def _kill(self, child: Child) -> None:
+        """Its starter was ended, so Ray wants it ended."""
+        self._selector.unregister(child.line)
+        signal.pidfd_send_signal(child.process, signal.SIGKILL)
+
+    def _bury(self, child: Child) -> None:
+        _, status = os.waitpid(child.pid, 0)
+        with suppress(OSError):  # its starter has ended before it
+            child.line.sendall(status.to_bytes(starter.STATUS_BYTES, "little"))
+        self._selector.unregister(child.process)
+        with suppress(KeyError):  # see `_kill`
+            self._selector.unregister(child.line)
+        os.close(child.process)
+        child.line.close()
+        self._children.remove(child)
+        self._idle_since = time.monotonic()
+
+    def _end(self) -> NoReturn:
+        for child in self._children:
+            signal.pidfd_send_signal(child.process, signal.SIGKILL)
+        self._address.unlink(missing_ok=True)
+        self._address.with_name(f"{self._address.name}.lock").unlink(missing_ok=True)
+        os._exit(0)
+
+
+def become(request: dict[str, Any], streams: list[int], address: Path) -> NoReturn:
+    """Turn this fork into the process that its starter would have been."""
+    os.setsid()
+    for stream, target in zip(streams, starter.STREAMS, strict=True):
+        os.dup2(stream, target)
+        os.close(stream)
+    os.environ.clear()
+    os.environ.update(request["environment"] | {ADDRESS: str(address)})
+    os.chdir(request["folder"])
+    sys.argv = request["arguments"]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+    sys.exit()
+
+
+def _user(line: socket.socket) -> int:
+    size = struct.calcsize("3i")
+    return int(struct.unpack("3i", line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))[1])
+
+
+def _receive(line: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
+    """A starter's request and its standard streams; None for an empty one."""
+    head, streams, _, _ = socket.recv_fds(line, starter.LENGTH_BYTES, len(starter.STREAMS))
+    length = int.from_bytes(head, "little")
+    if not length:
+        return None, streams
+    return json.loads(line.recv(length, socket.MSG_WAITALL)), streams
+
+
+def main(listener: int, raylet: int) -> None:
+    """Import everything, then serve what has come meanwhile and what will come."""
+    for module in MODULES:
+        importlib.import_module(module)
+    Nursery(socket.socket(fileno=listener), raylet).run()
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
