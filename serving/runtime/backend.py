@@ -34,7 +34,8 @@ class GroupBackend(_TorchBackend):  # type: ignore[misc]
         """Form a generation. Raises `GroupFailed` when none may be formed any more."""
         registry = RegistryClient(backend_config.group)
         places = worker_group.execute(_settle)
-        generation = registry.form([_rank_info(rank, place) for rank, place in enumerate(places)])
+        held = worker_group.get_worker_group_state().placement_group_handle.placement_group
+        generation = registry.form([_rank_info(rank, place) for rank, place in enumerate(places)], held.id.hex())
         worker_group.execute(_remember, generation, on_one_machine(places))
         try:
             super().on_start(worker_group, backend_config)

@@ -1,13 +1,17 @@
 """The worker group as one Ray Train run: `TorchTrainer` restarts it, the registry says for how long."""
 
+import logging
 import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import ray.train
+from ray import PlacementGroupID
 from ray.exceptions import RayActorError
 from ray.train.torch import TorchTrainer
+from ray.util import remove_placement_group
+from ray.util.placement_group import PlacementGroup
 
 from serving.config import Config
 from serving.errors import GroupFailed
@@ -28,6 +32,8 @@ no trial folders or training metrics. What the user has set stays."""
 
 UNLIMITED = -1
 
+logger = logging.getLogger(__name__)
+
 
 class FailureWatch(ray.train.UserCallback):  # type: ignore[misc]
     """In the Train controller: tells the registry which ranks died, and ends the run when that was once too often."""
@@ -38,12 +44,13 @@ class FailureWatch(ray.train.UserCallback):  # type: ignore[misc]
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
         """Called between the failure and Train's restart; raising here ends the run for good."""
         registry = RegistryClient(self._group)
-        generation = registry.changed().generation
+        snapshot = registry.changed()
+        told = {info.rank for info in snapshot.ranks if info.gave_up}
         for rank, error in sorted(worker_exceptions.items()):
             failure = getattr(error, "health_check_failure", error)
-            died = isinstance(failure, RayActorError)
+            died = isinstance(failure, RayActorError) and rank not in told
             reason = f"rank {rank}'s process died: {cause_of_death(failure)}" if died else f"rank {rank} failed"
-            registry.fail(generation, reason, collateral=not died)
+            registry.fail(snapshot.generation, reason, collateral=not died)
         snapshot = registry.changed()
         if snapshot.state in {"failed", "stopped"}:
             raise GroupFailed(snapshot.first_failure or "the group failed")
@@ -56,14 +63,34 @@ def run_group(config: Config, *, deploys: bool) -> None:
     with the first failure's reason when it broke too often or cannot work at all.
     """
     registry = open_registry(config)
-    for variable, value in TRAIN_SETTINGS.items():
+    # A rank that is stopped while it loads is noticed by nobody else: its peers wait for it, rightly and for long.
+    settings = TRAIN_SETTINGS | {"RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(config.fault.step_timeout_s)}
+    for variable, value in settings.items():
         os.environ.setdefault(variable, value)
+    while not _run_once(config, registry, deploys=deploys):
+        logger.warning("Train's controller died; the group is formed anew")
+
+
+def _run_once(config: Config, registry: RegistryClient, *, deploys: bool) -> bool:
+    """One Train run to its end. False when its controller was lost, and the ranks with it. Raises `GroupFailed`."""
     try:
         make_trainer(config, deploys=deploys).fit()
+    except RayActorError as error:
+        reason = f"Train's controller died: {cause_of_death(error)}"
+        _release(registry.changed().placement_group)
+        if registry.fail(registry.changed().generation, reason):
+            return False
+        raise GroupFailed(registry.changed().first_failure or reason) from error
     except Exception as error:
         registry.fail(registry.changed().generation, first_line(error), final=True, collateral=True)
-        reason = registry.changed().first_failure or first_line(error)
-        raise GroupFailed(reason) from error
+        raise GroupFailed(registry.changed().first_failure or first_line(error)) from error
+    return True
+
+
+def _release(placement_group: str | None) -> None:
+    """Give back what the ranks of a lost controller held. Train's own cleaner needs Ray's dashboard for it."""
+    if placement_group is not None:
+        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(placement_group))))
 
 
 def make_trainer(config: Config, *, deploys: bool) -> TorchTrainer:

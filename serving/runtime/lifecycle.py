@@ -45,7 +45,7 @@ class Lifecycle:
         """No further generation will be formed."""
         return self.snapshot.state in {"draining", "failed", "stopped"}
 
-    def form(self, ranks: Sequence[RankInfo]) -> int:
+    def form(self, ranks: Sequence[RankInfo], placement_group: str | None = None) -> int:
         """A new generation starts to load; returns its number. Raises `IllegalTransition` when none may be formed."""
         before = self.snapshot
         moved = before.state in {"loading", "ready"}
@@ -53,6 +53,7 @@ class Lifecycle:
             "loading",
             generation=before.generation + 1,
             ranks=list(ranks),
+            placement_group=placement_group,
             endpoint=None,
             restarts=before.restarts + (1 if moved else 0),
         )

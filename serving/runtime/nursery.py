@@ -32,7 +32,6 @@ LINGER_S = 30.0
 MODULES = (
     "ray.train.v2._internal.execution.worker_group.worker",
     "transformers.models.auto.modeling_auto",
-    "deepspeed",
     "serving.runtime.worker",
     "serving.runtime.deployment",
     "serving.engine.engine",
@@ -177,6 +176,9 @@ def main(listener: int, raylet: int) -> None:
     """Import everything, then serve what has come meanwhile and what will come."""
     for module in MODULES:
         importlib.import_module(module)
+    from serving.engine.model import import_deepspeed
+
+    import_deepspeed()
     Nursery(socket.socket(fileno=listener), raylet).run()
 
 

@@ -5,6 +5,7 @@ registry and raised again, so that Train forms the group anew. The supervisor an
 module too, to hand the function on: what takes seconds to import is imported where it is used.
 """
 
+import faulthandler
 import logging
 import os
 import threading
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 PROGRESS_INTERVAL_S = 0.25
 REFRESH_INTERVAL_S = 5.0
+LAST_WORDS_S = 1.0
+"""How long a rank that gives up tries to say why."""
 RSS_STEP_BYTES = 16 * 1024 * 1024
 """A change of memory that is worth telling."""
 
@@ -98,6 +101,7 @@ class Rank:
             self.generation,
             self.device,
             self.progress,
+            self.give_up,
         )
         seconds = time.monotonic() - self._began
         self.tell(shard_bytes=engine.shard_bytes, loaded_bytes=engine.shard_bytes, load_seconds=seconds)
@@ -134,6 +138,23 @@ class Rank:
             self.registry.fail(self.generation, reason, final=isinstance(error, ModelError), collateral=collateral)
         except UNREACHABLE as unreachable:
             self.log("cannot reach the registry", error=first_line(unreachable))
+
+    def give_up(self, reason: str, waiting: bool) -> None:
+        """End this process now, whatever its threads are doing; the registry is told if it listens.
+
+        `waiting`: this rank is well and waits for one that is not.
+        """
+        reason = f"rank {self.info.rank} on {self.info.ip}: {reason}"
+        logger.error("generation %d, %s", self.generation, reason)
+        telling = threading.Thread(target=self._tell_end, args=(reason, waiting), daemon=True)
+        telling.start()
+        telling.join(LAST_WORDS_S)
+        faulthandler.dump_traceback()
+        os._exit(1)
+
+    def _tell_end(self, reason: str, waiting: bool) -> None:
+        self.tell(gave_up=reason)
+        self.registry.fail(self.generation, reason, collateral=waiting)
 
     def log(self, event: str, **facts: object) -> None:
         """One readable line with the rank."""

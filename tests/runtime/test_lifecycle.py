@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from serving.config import FaultConfig
@@ -17,7 +19,7 @@ class Clock:
         return self.now
 
 
-def rank(number: int, **facts: int) -> RankInfo:
+def rank(number: int, **facts: Any) -> RankInfo:
     return RankInfo(rank=number, node_id="n", ip="10.0.0.1", pid=number, device="cpu", **facts)
 
 
