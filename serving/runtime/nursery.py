@@ -5,7 +5,8 @@ was most of what a restart took. `through_nursery` has Ray start a rank's worker
 It computes nothing itself, so it has no thread that a fork would miss (OpenBLAS and jemalloc mend theirs after a fork).
 
 A nursery belongs to one raylet. It ends with it, or once told to (`retire`) and without children, or after `LINGER_S`
-without children. Ranks with GPUs do without: whether the imports leave CUDA untouched has not been tried.
+without children and without anybody who holds it (`hold`), as is done on nodes that are spare. Ranks with GPUs do
+without: whether the imports leave CUDA untouched has not been tried.
 """
 
 import importlib
@@ -48,7 +49,14 @@ def retire() -> None:
     if ADDRESS in os.environ:
         with socket.socket(socket.AF_UNIX) as line, suppress(OSError):  # it has ended already
             line.connect(os.environ[ADDRESS])
-            line.sendall(bytes(starter.LENGTH_BYTES))
+            starter.send(line, verb="retire")
+
+
+def hold(raylet: int) -> socket.socket:
+    """Start the nursery of this node, if there is none, and keep it until what is returned is closed."""
+    line = starter.connect(raylet)
+    starter.send(line, verb="hold")
+    return line
 
 
 @dataclass
@@ -69,6 +77,7 @@ class Nursery:
         self._listener = listener
         self._address = Path(listener.getsockname())
         self._children: list[Child] = []
+        self._holders: set[socket.socket] = set()
         self._retired = False
         self._idle_since = time.monotonic()
         self._raylet = os.pidfd_open(raylet)
@@ -78,24 +87,35 @@ class Nursery:
 
     def run(self) -> None:
         """Until the raylet is gone, or nobody needs this any more. Returns in a fork, too, as `SystemExit`."""
-        while self._children or not (self._retired or time.monotonic() - self._idle_since > LINGER_S):
+        while self._children or self._holders or not (self._retired or time.monotonic() - self._idle_since > LINGER_S):
             for key, _ in self._selector.select(LINGER_S):
                 key.data()
         self._end()
 
     def _take(self) -> None:
-        """One request: a starter's, or an empty one."""
+        """One request, of this user."""
         line, _ = self._listener.accept()
-        with suppress(OSError):  # whoever asked has gone
-            if _user(line) != os.getuid():
-                line.close()
-                return
-            request, streams = _receive(line)
-            if request is None:
+        if _user(line) != os.getuid() or (received := _receive(line)) is None:
+            line.close()
+            return
+        request, streams = received
+        match request["verb"]:
+            case "fork":
+                self._fork(request, streams, line)
+            case "hold":
+                self._holders.add(line)
+                self._selector.register(line, selectors.EVENT_READ, lambda: self._let_go(line))
+            case "retire":
                 self._retired = True
                 line.close()
-            else:
-                self._fork(request, streams, line)
+        for stream in streams:
+            os.close(stream)
+
+    def _let_go(self, line: socket.socket) -> None:
+        self._selector.unregister(line)
+        self._holders.remove(line)
+        self._idle_since = time.monotonic()
+        line.close()
 
     def _fork(self, request: dict[str, Any], streams: list[int], line: socket.socket) -> None:
         pid = os.fork()
@@ -103,8 +123,6 @@ class Nursery:
             self._forget()
             line.close()
             become(request, streams, self._address)
-        for stream in streams:
-            os.close(stream)
         child = Child(pid, os.pidfd_open(pid), line)
         self._children.append(child)
         self._selector.register(child.process, selectors.EVENT_READ, lambda: self._bury(child))
@@ -118,6 +136,8 @@ class Nursery:
         for child in self._children:
             os.close(child.process)
             child.line.close()
+        for holder in self._holders:
+            holder.close()
 
     def _kill(self, child: Child) -> None:
         """Its starter was ended, so Ray wants it ended."""
@@ -163,17 +183,22 @@ def _user(line: socket.socket) -> int:
     return int(struct.unpack("3i", line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))[1])
 
 
-def _receive(line: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
-    """A starter's request and its standard streams; None for an empty one."""
+def _receive(line: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
+    """A request and the standard streams that came with it; None when whoever asked has gone."""
     head, streams, _, _ = socket.recv_fds(line, starter.LENGTH_BYTES, len(starter.STREAMS))
     length = int.from_bytes(head, "little")
-    if not length:
-        return None, streams
-    return json.loads(line.recv(length, socket.MSG_WAITALL)), streams
+    payload = line.recv(length, socket.MSG_WAITALL) if length else b""
+    if payload and len(payload) == length:
+        return json.loads(payload), streams
+    for stream in streams:
+        os.close(stream)
+    return None
 
 
 def main(listener: int, raylet: int) -> None:
-    """Import everything, then serve what has come meanwhile and what will come."""
+    """Leave whoever started this, import everything, then serve what has come meanwhile and what will come."""
+    if os.fork():
+        os._exit(0)
     for module in MODULES:
         importlib.import_module(module)
     from serving.engine.model import import_deepspeed

@@ -25,13 +25,15 @@ STREAMS = (0, 1, 2)
 def main(arguments: list[str]) -> None:
     """Run `python ARGUMENTS` in a fork of the nursery, or in this process."""
     status = None
-    with suppress(OSError):
+    with suppress(OSError, subprocess.CalledProcessError):
         status = _run_in_nursery(arguments)
     if status is None:
         os.execv(sys.executable, [sys.executable, *arguments])  # noqa: S606
     if os.WIFSIGNALED(status):
-        signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
-        os.kill(os.getpid(), os.WTERMSIG(status))
+        number = os.WTERMSIG(status)
+        if number != signal.SIGKILL:
+            signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
     os._exit(os.waitstatus_to_exitcode(status))
 
 
@@ -46,16 +48,21 @@ def address(raylet: int) -> Path:
 
 def _run_in_nursery(arguments: list[str]) -> int | None:
     """The wait status of the fork; None when the nursery ended before it had made one. Raises `OSError`."""
-    request = json.dumps({"arguments": arguments, "environment": dict(os.environ), "folder": str(Path.cwd())}).encode()
-    with _connect(os.getppid()) as line:
-        streams = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", STREAMS))]
-        line.sendmsg([len(request).to_bytes(LENGTH_BYTES, "little")], streams)
-        line.sendall(request)
+    with connect(os.getppid()) as line:
+        send(line, verb="fork", arguments=arguments, environment=dict(os.environ), folder=str(Path.cwd()))
         status = line.recv(STATUS_BYTES, socket.MSG_WAITALL)
     return int.from_bytes(status, "little") if len(status) == STATUS_BYTES else None
 
 
-def _connect(raylet: int) -> socket.socket:
+def send(line: socket.socket, **request: object) -> None:
+    """A request, and this process's standard streams with it."""
+    payload = json.dumps(request).encode()
+    streams = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", STREAMS))]
+    line.sendmsg([len(payload).to_bytes(LENGTH_BYTES, "little")], streams)
+    line.sendall(payload)
+
+
+def connect(raylet: int) -> socket.socket:
     """A line to the nursery, which is started if it is not there. It answers once it has imported everything."""
     where = address(raylet)
     line = socket.socket(socket.AF_UNIX)
@@ -70,16 +77,17 @@ def _connect(raylet: int) -> socket.socket:
 
 
 def _start_nursery(where: Path, raylet: int) -> None:
-    """In a session of its own: Ray ends a worker's process group with the worker."""
+    """It leaves this process at once for a session of its own: Ray ends a worker's children along with the worker."""
     where.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(where))
         listener.listen()
-        subprocess.Popen(
+        subprocess.run(
             [sys.executable, "-m", "serving.runtime.nursery", str(listener.fileno()), str(raylet)],
             pass_fds=[listener.fileno()],
             stdin=subprocess.DEVNULL,
             start_new_session=True,
+            check=True,
         )
 
 

@@ -27,6 +27,7 @@ from serving.runtime.backend import GENERATION, ONE_MACHINE
 from serving.runtime.nursery import retire
 from serving.runtime.reasons import first_line
 from serving.runtime.registry import RegistryClient
+from serving.runtime.spares import Spares
 
 if TYPE_CHECKING:
     from serving.engine.engine import Engine
@@ -210,9 +211,23 @@ class Leader:
             if self._link is not None and not self._stop.is_set():
                 self._rank.registry.ready(self._rank.generation, self._link.endpoint)
                 self._rank.log("is ready")
+                threading.Thread(target=self._keep_spares, daemon=True).start()
         except Exception as error:  # the thread's end is the group's: raised again by `run`
             self._error = error
             self._stop.set()
+
+    def _keep_spares(self) -> None:
+        """Until the end, on clusters with more nodes than the group uses. Ranks with GPUs have no nursery."""
+        config = self._rank.config
+        if not config.fault.warm_spares or config.parallel.gpus_per_rank:
+            return
+        spares = Spares(config.parallel, {info.node_id for info in self._rank.registry.changed().ranks})
+        while not self._stop.is_set():
+            try:
+                spares.refresh()
+            except Exception as error:  # no spare is no reason to stop serving
+                logger.warning("spare nodes cannot be kept ready: %s", first_line(error))
+            self._stop.wait(REFRESH_INTERVAL_S)
 
     def _watch(self) -> None:
         """Follow the registry's state; give a registry that has lost its memory what this rank knows."""

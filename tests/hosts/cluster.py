@@ -43,7 +43,10 @@ class Cluster:
     A host that is not among them, or was killed, is given a node by `start`.
     """
 
-    def __init__(self, network: Network, cpus: int = 1, hosts: Sequence[Host] | None = None) -> None:
+    def __init__(
+        self, network: Network, cpus: int = 1, hosts: Sequence[Host] | None = None, head_cpus: int | None = None
+    ) -> None:
+        """`cpus` of each node; `head_cpus`: of the head, 0 where no rank is to run there."""
         self.network = network
         self.head = network.hosts[0]
         self.address = f"{self.head.address}:{PORT}"
@@ -51,6 +54,7 @@ class Cluster:
         self.token.write_text(uuid.uuid4().hex)
         self.token.chmod(0o600)
         self._cpus = cpus
+        self._head_cpus = cpus if head_cpus is None else head_cpus
         self._nodes: dict[str, Process] = {}
         self._lives = 0
         self.start(*(network.hosts if hosts is None else hosts))
@@ -92,7 +96,8 @@ class Cluster:
         self.stop(host)
         self._lives += 1
         folder = host.folder / f"r{self._lives}"
-        common = f"--node-ip-address={host.address}", f"--temp-dir={folder}", f"--num-cpus={self._cpus}"
+        cpus = self._head_cpus if host is self.head else self._cpus
+        common = f"--node-ip-address={host.address}", f"--temp-dir={folder}", f"--num-cpus={cpus}"
         memory = f"--object-store-memory={OBJECT_STORE_BYTES}"
         part = self._head_flags() if host is self.head else [f"--address={self.address}"]
         flags = [*part, *common, memory, f"--node-name={host.name}", "--disable-usage-stats", "--block"]
