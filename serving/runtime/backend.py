@@ -30,12 +30,16 @@ disk long after the others. Steps have their own, shorter limits."""
 class GroupBackend(_TorchBackend):  # type: ignore[misc]
     """Torch's backend with the generation and the network settled first."""
 
+    _formed = 0
+    """The last generation that this Train run has formed; the registry may have lost its memory since."""
+
     def on_start(self, worker_group: Any, backend_config: "GroupTorchConfig") -> None:
         """Form a generation. Raises `GroupFailed` when none may be formed any more."""
         registry = RegistryClient(backend_config.group)
         places = worker_group.execute(_settle)
         held = worker_group.get_worker_group_state().placement_group_handle.placement_group
-        generation = registry.form([_rank_info(rank, place) for rank, place in enumerate(places)], held.id.hex())
+        ranks = [_rank_info(rank, place) for rank, place in enumerate(places)]
+        generation = self._formed = registry.form(ranks, held.id.hex(), self._formed)
         worker_group.execute(_remember, generation, on_one_machine(places))
         try:
             super().on_start(worker_group, backend_config)

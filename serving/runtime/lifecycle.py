@@ -45,13 +45,15 @@ class Lifecycle:
         """No further generation will be formed."""
         return self.snapshot.state in {"draining", "failed", "stopped"}
 
-    def form(self, ranks: Sequence[RankInfo], placement_group: str | None = None) -> int:
-        """A new generation starts to load; returns its number. Raises `IllegalTransition` when none may be formed."""
+    def form(self, ranks: Sequence[RankInfo], placement_group: str | None = None, after: int = 0) -> int:
+        """A new generation starts to load; returns its number, which is over `after`: what is formed knows its past,
+        where this record may have lost it. Raises `IllegalTransition` when none may be formed.
+        """
         before = self.snapshot
         moved = before.state in {"loading", "ready"}
         self._enter(
             "loading",
-            generation=before.generation + 1,
+            generation=max(before.generation, after) + 1,
             ranks=list(ranks),
             placement_group=placement_group,
             endpoint=None,
@@ -101,9 +103,14 @@ class Lifecycle:
             self._enter("stopped", endpoint=None)
 
     def restore(self, known: Snapshot) -> None:
-        """Take over what rank 0 still knows, after the registry's process was lost with its memory."""
+        """Take over what rank 0 still knows, after the registry's process was lost with its memory.
+
+        An end that was told since stays.
+        """
         if self.snapshot.generation == 0 and known.generation > 0:
-            self.snapshot = msgspec.structs.replace(known, version=max(known.version, self.snapshot.version) + 1)
+            state = self.snapshot.state if self.ended else known.state
+            version = max(known.version, self.snapshot.version) + 1
+            self.snapshot = msgspec.structs.replace(known, version=version, state=state)
 
     def _break(self, reason: str, *, final: bool, collateral: bool) -> None:
         now = self._clock()

@@ -2,7 +2,8 @@
 
 Importing Ray Train, torch, transformers and DeepSpeed takes some five seconds of a core in every fresh process, which
 was most of what a restart took. `through_nursery` has Ray start a rank's worker by `starter`, which asks this process.
-It computes nothing itself, so it has no thread that a fork would miss (OpenBLAS and jemalloc mend theirs after a fork).
+It computes nothing itself, so it has no thread that a fork would miss (OpenBLAS and jemalloc mend theirs after a fork)
+and no random generator in use whose state its forks would share: Ray would give two ranks' calls the same id.
 
 A nursery belongs to one raylet. It ends with it, or once told to (`retire`) and without children, or after `LINGER_S`
 without children and without anybody who holds it (`hold`), as is done on nodes that are spare. Ranks with GPUs do
@@ -19,9 +20,11 @@ import socket
 import struct
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 from serving.runtime import starter
@@ -196,15 +199,49 @@ def _receive(line: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
 
 
 def main(listener: int, raylet: int) -> None:
-    """Leave whoever started this, import everything, then serve what has come meanwhile and what will come."""
+    """Leave whoever started this, import everything, then serve what has come meanwhile and what will come.
+
+    Where forks would not be independent it ends instead, and every starter becomes an ordinary worker.
+    """
     if os.fork():
         os._exit(0)
-    for module in MODULES:
-        importlib.import_module(module)
+    with _system_ids():
+        for module in MODULES:
+            importlib.import_module(module)
     from serving.engine.model import import_deepspeed
 
     import_deepspeed()
+    if _random_id() == _random_id():
+        raise SystemExit("forks would share the state of Ray's random generator: ranks start without a nursery")
     Nursery(socket.socket(fileno=listener), raylet).run()
+
+
+@contextmanager
+def _system_ids() -> Iterator[None]:
+    """Every actor class that is defined draws an id from Ray's generator; in here, from the system's."""
+    import ray.actor
+    from ray._raylet import ActorClassID
+
+    fresh = SimpleNamespace(from_random=lambda: ActorClassID(os.urandom(ActorClassID.size())))
+    ray.actor.ActorClassID = fresh
+    try:
+        yield
+    finally:
+        ray.actor.ActorClassID = ActorClassID
+
+
+def _random_id() -> bytes:
+    """The first id that Ray's generator gives in a fork."""
+    from ray._raylet import ObjectRef
+
+    reader, writer = os.pipe()
+    if (pid := os.fork()) == 0:
+        os.write(writer, ObjectRef.from_random().binary())
+        os._exit(0)
+    os.waitpid(pid, 0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as answer:
+        return answer.read()
 
 
 if __name__ == "__main__":

@@ -70,9 +70,9 @@ class RegistryClient:
         actor = self._find()
         return decode_snapshot(self._get(actor.changed.remote(after_version, timeout_s), timeout_s))
 
-    def form(self, ranks: Sequence[RankInfo], placement_group: str) -> int:
+    def form(self, ranks: Sequence[RankInfo], placement_group: str, after: int = 0) -> int:
         """See `Lifecycle.form`."""
-        return int(self._tell("form", list(ranks), placement_group))
+        return int(self._tell("form", list(ranks), placement_group, after))
 
     def report(self, generation: int, info: RankInfo) -> None:
         """See `Lifecycle.report`. Does not wait: a report that is lost is followed by another."""

@@ -10,6 +10,7 @@ import logging
 import os
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -175,6 +176,8 @@ class Leader:
         self._deploys = deploys
         self._stop = threading.Event()
         self._loaded = threading.Event()
+        self._ready = False
+        """Loaded, and the application stands."""
         self._error: Exception | None = None
 
     def run(self) -> None:
@@ -209,12 +212,18 @@ class Leader:
                 ensure_application(self._rank.config, self._rank.info.node_id)
             self._loaded.wait()
             if self._link is not None and not self._stop.is_set():
-                self._rank.registry.ready(self._rank.generation, self._link.endpoint)
+                self._ready = True
+                with suppress(*UNREACHABLE):  # `_watch` tells it once it is back
+                    self._tell_ready()
                 self._rank.log("is ready")
                 threading.Thread(target=self._keep_spares, daemon=True).start()
         except Exception as error:  # the thread's end is the group's: raised again by `run`
             self._error = error
             self._stop.set()
+
+    def _tell_ready(self) -> None:
+        assert self._link is not None
+        self._rank.registry.ready(self._rank.generation, self._link.endpoint)
 
     def _keep_spares(self) -> None:
         """Until the end, on clusters with more nodes than the group uses. Ranks with GPUs have no nursery."""
@@ -234,14 +243,20 @@ class Leader:
         known: Snapshot | None = None
         while not self._stop.is_set():
             try:
-                snapshot = self._rank.registry.changed(known.version if known else -1, REFRESH_INTERVAL_S)
+                known = self._follow(known)
             except UNREACHABLE:
                 self._stop.wait(1.0)
-                continue
-            if known is not None and snapshot.generation < known.generation:
-                self._rank.registry.restore(known)
-                continue
-            known = snapshot
-            self._rank.refresh_rss()
-            if snapshot.state in {"failed", "stopped"}:
-                self._stop.set()
+
+    def _follow(self, known: Snapshot | None) -> Snapshot:
+        """Wait for a change and act on it; returns what is known now."""
+        registry = self._rank.registry
+        snapshot = registry.changed(known.version if known else -1, REFRESH_INTERVAL_S)
+        if known is not None and snapshot.generation < known.generation:
+            registry.restore(known)
+            return known
+        if self._ready and (snapshot.state, snapshot.generation) == ("loading", self._rank.generation):
+            self._tell_ready()  # it was told before, and has forgotten
+        self._rank.refresh_rss()
+        if snapshot.state in {"failed", "stopped"}:
+            self._stop.set()
+        return snapshot

@@ -192,3 +192,15 @@ def test_a_registry_with_a_memory_of_its_own_keeps_it() -> None:
     before = life.snapshot
     life.restore(Snapshot(version=30, generation=3, state="ready"))
     assert life.snapshot is before
+
+
+def test_a_registry_that_was_told_to_drain_while_it_had_no_memory_drains() -> None:
+    life = Lifecycle(LIMITS, Clock())
+    life.drain()
+    life.restore(Snapshot(version=30, generation=3, state="ready", endpoint=ENDPOINT))
+    assert (life.snapshot.state, life.snapshot.endpoint) == ("draining", ENDPOINT)
+
+
+def test_a_generation_that_is_formed_without_memory_counts_on_from_what_formed_it_knows() -> None:
+    life = Lifecycle(LIMITS, Clock())
+    assert life.form([rank(0)], after=7) == 8

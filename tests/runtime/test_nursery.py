@@ -113,9 +113,18 @@ def test_a_fork_ends_with_its_starter(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("nursery")
 def test_forks_run_side_by_side_and_share_nothing(tmp_path: Path) -> None:
-    code = "import random, sys; print(random.random(), flush=True); sys.stdin.read()"
-    workers = [Worker(tmp_path, code) for _ in range(3)]
-    assert len({worker.line() for worker in workers}) == 3
+    draw = """
+import random, threading
+from ray._raylet import ObjectRef
+drawn = [str(random.random()), ObjectRef.from_random().hex()]
+other = threading.Thread(target=lambda: drawn.append(ObjectRef.from_random().hex()))
+other.start()
+other.join()
+print(*drawn, flush=True)
+"""
+    workers = [Worker(tmp_path, f"{draw}\nimport signal; signal.pause()") for _ in range(3)]
+    drawn = [worker.line().split() for worker in workers]
+    assert len({value for values in drawn for value in values}) == 9
     for worker in workers:
         worker.starter.kill()
         worker.end()
