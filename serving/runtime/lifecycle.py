@@ -70,8 +70,8 @@ class Lifecycle:
             self._change(ranks=ranks)
 
     def ready(self, generation: int, endpoint: Endpoint) -> None:
-        """The generation computes, and rank 0 listens at `endpoint`."""
-        if generation != self.snapshot.generation or self.snapshot.state in {"restarting", "failed", "stopped"}:
+        """The generation computes, and rank 0 listens at `endpoint`. Being told twice is nothing special."""
+        if generation != self.snapshot.generation or self.snapshot.state not in {"loading", "draining"}:
             return
         if self.snapshot.state == "draining":
             self._change(endpoint=endpoint)

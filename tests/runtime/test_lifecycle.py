@@ -204,3 +204,11 @@ def test_a_registry_that_was_told_to_drain_while_it_had_no_memory_drains() -> No
 def test_a_generation_that_is_formed_without_memory_counts_on_from_what_formed_it_knows() -> None:
     life = Lifecycle(LIMITS, Clock())
     assert life.form([rank(0)], after=7) == 8
+
+
+def test_a_generation_that_is_told_ready_twice_is_ready_once() -> None:
+    life = formed()
+    life.ready(1, ENDPOINT)
+    before = life.snapshot
+    life.ready(1, ENDPOINT)
+    assert life.snapshot is before
