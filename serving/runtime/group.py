@@ -10,6 +10,7 @@ import ray.train
 from ray import PlacementGroupID
 from ray.exceptions import RayActorError
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.util import remove_placement_group
 from ray.util.placement_group import PlacementGroup
 
@@ -56,6 +57,23 @@ class FailureWatch(ray.train.UserCallback):  # type: ignore[misc]
             raise GroupFailed(snapshot.first_failure or "the group failed")
 
 
+class Release(WorkerGroupCallback):  # type: ignore[misc]
+    """In the Train controller: gives back what the last generation held, where Train has not.
+
+    It forgets a group that broke while it was started, and its own cleaner for lost controllers needs Ray's dashboard.
+    The next group would wait for ever for what is held for nobody.
+    """
+
+    def __init__(self, group: str) -> None:
+        self._group = group
+
+    def before_worker_group_start(self, worker_group_context: Any) -> None:  # noqa: ARG002
+        """Called before anything is asked of the cluster."""
+        held = RegistryClient(self._group).changed().placement_group
+        if held is not None:
+            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(held))))
+
+
 def run_group(config: Config, *, deploys: bool) -> None:
     """Run the group until it is told to stop. Blocks; must be called inside a Ray session.
 
@@ -68,29 +86,24 @@ def run_group(config: Config, *, deploys: bool) -> None:
     for variable, value in settings.items():
         os.environ.setdefault(variable, value)
     while not _run_once(config, registry, deploys=deploys):
-        logger.warning("Train's controller died; the group is formed anew")
+        logger.warning("the Train run broke; the group is formed anew by another")
 
 
 def _run_once(config: Config, registry: RegistryClient, *, deploys: bool) -> bool:
-    """One Train run to its end. False when its controller was lost, and the ranks with it. Raises `GroupFailed`."""
+    """One Train run to its end. False when it broke and may be tried again. Raises `GroupFailed`.
+
+    Train sees to ranks that fail; it does not survive the loss of its controller, nor that of a rank in the moment
+    between the making of the process group and the start of the train function.
+    """
     try:
         make_trainer(config, deploys=deploys).fit()
-    except RayActorError as error:
-        reason = f"Train's controller died: {cause_of_death(error)}"
-        _release(registry.changed().placement_group)
-        if registry.fail(registry.changed().generation, reason):
+    except Exception as error:
+        lost = isinstance(error, RayActorError)
+        reason = f"Train's controller died: {cause_of_death(error)}" if lost else first_line(error)
+        if registry.fail(registry.changed().generation, reason, collateral=not lost, again=True):
             return False
         raise GroupFailed(registry.changed().first_failure or reason) from error
-    except Exception as error:
-        registry.fail(registry.changed().generation, first_line(error), final=True, collateral=True)
-        raise GroupFailed(registry.changed().first_failure or first_line(error)) from error
     return True
-
-
-def _release(placement_group: str | None) -> None:
-    """Give back what the ranks of a lost controller held. Train's own cleaner needs Ray's dashboard for it."""
-    if placement_group is not None:
-        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(placement_group))))
 
 
 def make_trainer(config: Config, *, deploys: bool) -> TorchTrainer:
@@ -114,7 +127,7 @@ def make_trainer(config: Config, *, deploys: bool) -> TorchTrainer:
             name=config.name,
             storage_path=str(Path(tempfile.gettempdir()) / "gangway-runs"),
             failure_config=ray.train.FailureConfig(max_failures=UNLIMITED, controller_failure_limit=UNLIMITED),
-            callbacks=[FailureWatch(config.name)],
+            callbacks=[FailureWatch(config.name), Release(config.name)],
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
             worker_runtime_env={} if parallel.gpus_per_rank else through_nursery(),
         ),

@@ -78,16 +78,19 @@ class Lifecycle:
         else:
             self._enter("ready", endpoint=endpoint)
 
-    def fail(self, generation: int, reason: str, *, final: bool = False, collateral: bool = False) -> bool:
+    def fail(
+        self, generation: int, reason: str, *, final: bool = False, collateral: bool = False, again: bool = False
+    ) -> bool:
         """A generation broke; returns whether another may be formed.
 
         A generation breaks once, however many ranks say so. The first reason is kept, except that a rank which only
-        lost its peer (`collateral`) gives way to the peer's own reason. `final`: forming again would not help.
+        lost its peer (`collateral`) gives way to the peer's own reason. `final`: forming again would not help. `again`:
+        an attempt to form the next one broke, which counts by itself.
         """
         now = self.snapshot
         if generation < now.generation or now.state in {"failed", "stopped"}:
             return not self.ended
-        if now.state == "restarting" and generation == now.generation:
+        if now.state == "restarting" and generation == now.generation and not again:
             self._amend(reason, final=final, collateral=collateral)
         else:
             self._break(reason, final=final, collateral=collateral)

