@@ -39,7 +39,7 @@ class RankPool:
     """`world` processes that run a function together: `run(function, *args)` -> one result for each rank."""
 
     def __init__(self, world: int, *, one_machine: bool = True) -> None:
-        """`one_machine=False`: the ranks sum over gloo, as if they were on different hosts."""
+        """`one_machine=False`: the ranks sum over the network, as if they were on different hosts."""
         self.world = world
         self._one_machine = one_machine
         self._processes: list[Any] = []

@@ -21,7 +21,7 @@ import typer
 
 from tests.e2e.server import gangway
 from tests.hosts.cluster import Cluster
-from tests.hosts.net import RUNTIME, Host, Network, why_not, why_not_slow
+from tests.hosts.net import RUNTIME, Host, Network, why_not
 
 SOCKET = "control"
 SIGNALS = signal.SIGINT, signal.SIGTERM
@@ -117,14 +117,8 @@ def _do(network: Network, cluster: Cluster | None, action: str, name: str, *sett
 
 def _actions(host: Host, cluster: Cluster | None) -> dict[str, Callable[..., None]]:
     actions: dict[str, Callable[..., None]] = {"cut": host.cut, "join": host.join, "clear": host.clear}
-    actions |= {"kill": host.kill, "slow": partial(_slow, host)}
+    actions |= {"kill": host.kill, "slow": host.slow}
     return actions | {"start": partial(cluster.start, host) if cluster else _no_ray}
-
-
-def _slow(host: Host, delay_ms: float, loss_percent: float) -> None:
-    if reason := why_not_slow():
-        raise RuntimeError(reason)
-    host.slow(delay_ms, loss_percent)
 
 
 def _no_ray() -> None:

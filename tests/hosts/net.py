@@ -16,6 +16,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -31,8 +32,7 @@ ROOT_NUMBER = 254
 """Last byte of the root namespace's address."""
 FORWARDING, DISABLED = "3", "0"
 """States of a bridge's port, as the kernel numbers them."""
-QUEUE_PACKETS = 100_000
-"""What a slow link can hold; by default it drops all beyond 1000 and is lossy without being asked."""
+RELAY = Path(__file__).with_name("relay.py")
 KILL_TIMEOUT_S = 30.0
 
 
@@ -46,6 +46,7 @@ class Host:
         self.folder = RUNTIME / network / self.name
         self._switch = _switch(network)
         self._started: list[Process] = []
+        self._relay: Process | None = None
 
     def __repr__(self) -> str:
         return f"{self.name} at {self.address}"
@@ -76,6 +77,8 @@ class Host:
 
     def reap(self) -> None:
         """End what `run` has started and read to its end what it says."""
+        if self._relay is not None:
+            self._relay.kill()
         while self._started:
             self._started.pop().kill()
 
@@ -90,20 +93,31 @@ class Host:
     def slow(self, delay_ms: float = 0, loss_percent: float = 0) -> None:
         """Hold each packet for `delay_ms`, and lose `loss_percent` of them, on the way out and again on the way in.
 
-        A round trip takes twice the delay. Replaces what was set before. Needs `why_not_slow` to be None.
+        A round trip takes twice the delay. Not netem, which many kernels are built without: the host's port is taken
+        off the bridge, and `relay` hands its frames to another one.
         """
-        settings = ["delay", f"{delay_ms}ms", "loss", f"{loss_percent}%", "limit", str(QUEUE_PACKETS)]
-        for namespace, interface in self._ends():
-            run("tc", "-n", namespace, "qdisc", "replace", "dev", interface, "root", "netem", *settings)
+        self.clear()
+        wire, port = self._wire
+        run("ip", "-n", self._switch, "link", "add", "name", wire, "up", "type", "veth", "peer", "name", port)
+        run("ip", "-n", self._switch, "link", "set", "dev", port, "master", "bridge", "up")
+        run("ip", "-n", self._switch, "link", "set", "dev", self.name, "nomaster")
+        relay = sys.executable, str(RELAY), self.name, wire, str(delay_ms), str(loss_percent)
+        self._relay = Process("ip", "netns", "exec", self._switch, *relay)
+        self._relay.wait_for_line("relaying")
 
     def clear(self) -> None:
         """Undo `slow`; nothing happens to a link that is as fast as it can be."""
-        for namespace, interface in self._ends():
-            if "netem" in run("tc", "-n", namespace, "qdisc", "show", "dev", interface):
-                run("tc", "-n", namespace, "qdisc", "delete", "dev", interface, "root")
+        if self._relay is None:
+            return
+        self._relay.kill()
+        self._relay = None
+        run("ip", "-n", self._switch, "link", "set", "dev", self.name, "master", "bridge")
+        run("ip", "-n", self._switch, "link", "delete", "dev", self._wire[0])
 
-    def _ends(self) -> list[tuple[str, str]]:
-        return [(self._switch, self.name), (self.namespace, "eth0")]
+    @property
+    def _wire(self) -> tuple[str, str]:
+        """The relay's own end of the way to the bridge, and the bridge's."""
+        return f"{self.name}w", f"{self.name}b"
 
     def _set_port(self, state: str) -> None:
         run("bridge", "-n", self._switch, "link", "set", "dev", self.name, "state", state)
@@ -175,7 +189,7 @@ def why_not() -> str | None:
     """Why hosts cannot be made here, or None when they can."""
     if os.geteuid() != 0:
         return "network namespaces need root"
-    if missing := [tool for tool in ("ip", "bridge", "tc") if shutil.which(tool) is None]:
+    if missing := [tool for tool in ("ip", "bridge") if shutil.which(tool) is None]:
         return f"iproute2 is not installed: no {' and no '.join(missing)}"
     veth = "link", "add", "name", "here", "type", "veth", "peer", "name", "there"
     return _refusal(
@@ -183,12 +197,6 @@ def why_not() -> str | None:
         ("ip", "-n", "{}", *veth),
         ("ip", "netns", "exec", "{}", "true"),
     )
-
-
-@cache
-def why_not_slow() -> str | None:
-    """Why links cannot be made slow or lossy here, or None when they can. Some kernels are built without netem."""
-    return why_not() or _refusal(("tc", "-n", "{}", "qdisc", "add", "dev", "lo", "root", "netem", "delay", "1ms"))
 
 
 def _refusal(*commands: tuple[str, ...]) -> str | None:

@@ -113,6 +113,15 @@ async def test_a_link_that_is_cut_and_restored_within_the_timeout(served: Served
     assert done.timeline.restarted is None
 
 
+async def test_a_link_that_is_slow_and_lossy(served: Served) -> None:
+    def make_slow(host: Host) -> None:
+        host.slow(delay_ms=50, loss_percent=2)
+
+    fault = HostFault(served, make_slow, Host.clear, restarts=False)
+    done = await drilled(served, fault, heal_after_s=4 * PEER_TIMEOUT_S)
+    assert done.timeline.restarted is None
+
+
 async def test_a_link_that_is_cut_for_good_and_a_spare_host_takes_over(served: Served) -> None:
     lost = served.host_of(1)
     done = await drilled(served, HostFault(served, Host.cut, served.revive, restarts=True))

@@ -218,3 +218,49 @@ def test_attempts_that_break_before_they_form_a_generation_count_until_the_group
     life = formed(Clock())
     assert [life.fail(1, f"attempt {number}", again=True) for number in range(4)] == [True, True, False, False]
     assert (life.snapshot.state, life.snapshot.first_failure) == ("failed", "attempt 0")
+
+
+def test_a_group_that_is_handed_over_awaits_its_next_generation_and_nothing_broke() -> None:
+    life = formed()
+    life.own("first", True)
+    life.ready(1, ENDPOINT)
+    life.hand_over("second")
+    now = life.snapshot
+    assert (now.state, now.owner, now.brought_serve, now.endpoint) == ("restarting", "second", True, None)
+    assert (now.restarts, now.first_failure, now.last_failure) == (0, None, None)
+    assert life.form([rank(0)]) == 2
+    assert (life.snapshot.owner, life.snapshot.restarts) == ("second", 0)
+
+
+def test_what_becomes_of_the_old_generation_after_a_hand_over_is_no_break() -> None:
+    life = formed()
+    life.fail(1, "lost a peer", collateral=True)
+    life.hand_over("second")
+    before = life.snapshot
+    assert life.fail(1, "rank 0 was ended")
+    life.ready(1, ENDPOINT)
+    assert life.snapshot is before
+
+
+@pytest.mark.parametrize("state", [state for state in STATES if "restarting" not in TRANSITIONS[state]])
+def test_a_group_that_has_ended_is_not_handed_over(state: GroupState) -> None:
+    life = in_state(state)
+    before = life.snapshot
+    with pytest.raises(IllegalTransition):
+        life.hand_over("second")
+    assert life.snapshot is before
+    assert life.ended
+
+
+def test_a_registry_without_memory_takes_the_owner_over_from_rank_0() -> None:
+    life = Lifecycle(LIMITS, Clock())
+    life.restore(Snapshot(version=30, generation=3, state="ready", endpoint=ENDPOINT, owner="first"))
+    assert (life.snapshot.owner, life.snapshot.state) == ("first", "ready")
+
+
+def test_a_group_that_was_handed_over_while_the_registry_had_no_memory_stays_so() -> None:
+    life = Lifecycle(LIMITS, Clock())
+    life.hand_over("second")
+    life.restore(Snapshot(version=30, generation=3, state="ready", endpoint=ENDPOINT, owner="first"))
+    now = life.snapshot
+    assert (now.generation, now.owner, now.state, now.endpoint) == (3, "second", "restarting", None)
