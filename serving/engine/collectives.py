@@ -1,17 +1,21 @@
 """One tensor-parallel group as the engine sees it: a rank, a world, and a sum.
 
-On one machine the sum goes through shared memory of our own (`native.shared_sum`), everywhere else through
-`torch.distributed`. DeepSpeed's shared-memory operator is not used: it ignores groups, spins without giving its core
-away, returns some formats unreduced without a word, and hangs for good when a rank dies.
+On one machine the sum goes through shared memory of our own (`native.shared_sum`), between machines through
+connections of our own (`native.socket_sum`), and through `torch.distributed` what these do not take: other number
+formats, tensors on GPUs, machines without a compiler. DeepSpeed's shared-memory operator is not used: it ignores
+groups, spins without giving its core away, returns some formats unreduced without a word, and hangs for good when a
+rank dies.
 """
 
 from typing import Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from serving.engine.native.library import sums
 from serving.engine.native.shared_sum import FORMATS, SharedSum
+from serving.engine.native.socket_sum import SocketSum
 
 
 class Collectives(Protocol):
@@ -43,20 +47,20 @@ class Alone:
 class Group:
     """The ranks of the default process group."""
 
-    def __init__(self, rank: int, world: int, shared: SharedSum | None) -> None:
-        """`shared`: sums through memory, where all ranks are on one machine."""
+    def __init__(self, rank: int, world: int, own: SharedSum | SocketSum | None) -> None:
+        """`own`: the sum that is used where it can be, in place of `torch.distributed`."""
         self.rank = rank
         self.world = world
-        self._shared = shared
+        self._own = own
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """Raises `ValueError` for a tensor that is not contiguous, as its sum would be lost, and `PeerLost`."""
         if not tensor.is_contiguous():
             raise ValueError("all_reduce works in place and needs a contiguous tensor")
-        if self._shared is not None and tensor.dtype in FORMATS and not tensor.is_cuda:
-            self._shared.all_reduce(tensor)
+        if self._own is not None and tensor.dtype in FORMATS and not tensor.is_cuda:
+            self._own.all_reduce(tensor)
         else:
-            torch.distributed.all_reduce(tensor)
+            dist.all_reduce(tensor)
         return tensor
 
 
@@ -64,4 +68,14 @@ def make_collectives(rank: int, world: int, one_machine: bool, timeout_s: float 
     """The group's collectives; call it on every rank, after `init_deepspeed`."""
     if world == 1:
         return Alone()
-    return Group(rank, world, SharedSum(rank, world, timeout_s) if one_machine and sums() is not None else None)
+    return Group(rank, world, _own_sum(rank, world, one_machine, timeout_s))
+
+
+def _own_sum(rank: int, world: int, one_machine: bool, timeout_s: float) -> SharedSum | SocketSum | None:
+    if one_machine:
+        return None if sums() is None else SharedSum(rank, world, timeout_s)
+    if dist.get_backend() != "gloo":  # the model is on GPUs
+        return None
+    able = torch.tensor([sums() is not None], dtype=torch.int32)
+    dist.all_reduce(able, op=dist.ReduceOp.MIN)  # one machine may have no compiler
+    return SocketSum(rank, world, timeout_s) if able else None

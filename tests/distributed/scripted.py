@@ -47,7 +47,7 @@ class ScriptedLink:
             self._settled = True
         return [(PEER, message) for message in arrivals]
 
-    def send(self, peer: bytes, message: ToGateway) -> None:
+    def send(self, peer: bytes, message: ToGateway) -> bool:
         assert peer == PEER
         self.stats = message.stats
         for delta in message.deltas if isinstance(message, StepOutput) else []:
@@ -58,6 +58,7 @@ class ScriptedLink:
                 assert delta.id not in self.ends, "a request ends once"
                 self.ends[delta.id] = end
                 self._open.discard(delta.id)
+        return True
 
 
 def run_script(collectives: Collectives, folder: Path, script: Script, settings: dict[str, Any]) -> dict[str, Any]:

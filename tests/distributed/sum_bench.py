@@ -1,4 +1,4 @@
-"""How long a sum of two ranks takes over gloo, and over connections of our own: `python -m tests.distributed.sum_bench`.
+"""Times a sum of two ranks over gloo and over connections of our own: `python -m tests.distributed.sum_bench`.
 
 With `--hosts` the ranks run in two network namespaces, which needs root; else both on the loopback interface.
 """

@@ -7,10 +7,10 @@
 
 #include <sched.h>
 #include <time.h>
-#include <algorithm>
 #include <atomic>
-#include <cstdint>
-#include <cstring>
+#include <vector>
+
+#include "adding.h"
 
 #if defined(__x86_64__)
 #define PAUSE() __builtin_ia32_pause()
@@ -20,7 +20,6 @@
 
 namespace {
 
-using i64 = int64_t;
 constexpr i64 kLine = 64;         // a flag has a cache line to itself
 constexpr int kSpins = 400;       // about ten microseconds, more than a sum takes when nobody is late
 constexpr int kYieldsPerLook = 256;  // yields between two looks at the clock
@@ -53,47 +52,18 @@ bool wait_for(const Segment& s, i64 rank, uint64_t sum, double timeout_s) {
   return false;
 }
 
-void add(float* out, const Segment& s, uint64_t sum, i64 count) {
-  for (i64 i = 0; i < count; i++) out[i] = ((const float*)s.slot(0, sum))[i];
-  for (i64 r = 1; r < s.world; r++)
-    for (i64 i = 0; i < count; i++) out[i] += ((const float*)s.slot(r, sum))[i];
-}
-
-inline float widen(uint16_t bits) {
-  const uint32_t wide = (uint32_t)bits << 16;
-  float value;
-  memcpy(&value, &wide, 4);
-  return value;
-}
-
-inline uint16_t narrow(float value) {  // to nearest, ties to even; a NaN stays one
-  uint32_t bits;
-  memcpy(&bits, &value, 4);
-  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  return value != value ? (uint16_t)((bits >> 16) | 0x40) : (uint16_t)rounded;
-}
-
-void add(uint16_t* out, const Segment& s, uint64_t sum, i64 count) {
-  constexpr i64 kChunk = 256;  // summed in float32, on the stack
-  float total[kChunk];
-  for (i64 first = 0; first < count; first += kChunk) {
-    const i64 n = std::min(kChunk, count - first);
-    for (i64 i = 0; i < n; i++) total[i] = widen(((const uint16_t*)s.slot(0, sum))[first + i]);
-    for (i64 r = 1; r < s.world; r++)
-      for (i64 i = 0; i < n; i++) total[i] += widen(((const uint16_t*)s.slot(r, sum))[first + i]);
-    for (i64 i = 0; i < n; i++) out[first + i] = narrow(total[i]);
-  }
-}
-
 template <class T> i64 reduce(const Segment& s, i64 rank, uint64_t sum, T* data, i64 count, double timeout_s) {
   const i64 most = s.slot_bytes / (i64)sizeof(T);
+  std::vector<const T*> parts(s.world);
   for (i64 first = 0; first < count; first += most, sum++) {
     const i64 n = std::min(most, count - first);
     memcpy(s.slot(rank, sum), data + first, n * sizeof(T));
     s.flag(rank).store(sum, std::memory_order_release);
-    for (i64 r = 0; r < s.world; r++)
+    for (i64 r = 0; r < s.world; r++) {
       if (!wait_for(s, r, sum, timeout_s)) return r;
-    add(data + first, s, sum, n);
+      parts[r] = (const T*)s.slot(r, sum);
+    }
+    add(data + first, parts.data(), s.world, n);
   }
   return -1;
 }

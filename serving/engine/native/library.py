@@ -9,6 +9,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -31,17 +32,17 @@ def kernels() -> ctypes.CDLL | None:
 
 @functools.cache
 def sums() -> ctypes.CDLL | None:
-    """The sum over one machine's ranks, on any processor; None where there is no compiler."""
-    return _load("all_reduce.cpp")
+    """The sums over ranks, on one machine and on several, on any processor; None where there is no compiler."""
+    return _load("all_reduce.cpp", "exchange.cpp")
 
 
-def _load(source: str) -> ctypes.CDLL | None:
+def _load(*names: str) -> ctypes.CDLL | None:
     if os.environ.get(SWITCH) == "0":
         return None
     try:
-        return ctypes.CDLL(str(_built(Path(__file__).with_name(source))))
+        return ctypes.CDLL(str(_built([Path(__file__).with_name(name) for name in names])))
     except (OSError, subprocess.CalledProcessError) as error:
-        logger.warning("%s could not be built, torch's own operators are used: %s", source, error)
+        logger.warning("%s could not be built, torch's own operators are used: %s", " and ".join(names), error)
         return None
 
 
@@ -56,18 +57,19 @@ def processor_flags() -> frozenset[str]:
     return frozenset(line.partition(":")[2].split())
 
 
-def _built(source: Path) -> Path:
-    """Path of the shared object, compiled unless one for the same source, flags and processor lies in the cache."""
+def _built(sources: Sequence[Path]) -> Path:
+    """Path of the shared object, compiled unless one for the same sources, flags and processor lies in the cache."""
     compiler = os.environ.get("CXX") or shutil.which("g++") or "c++"
-    identity = [source.read_text(encoding="utf-8"), *FLAGS, compiler, platform.machine(), *sorted(processor_flags())]
+    texts = [file.read_text(encoding="utf-8") for file in (*sources, *sorted(sources[0].parent.glob("*.h")))]
+    identity = [*texts, *FLAGS, compiler, platform.machine(), *sorted(processor_flags())]
     key = hashlib.blake2b("\0".join(identity).encode(), digest_size=12).hexdigest()
     folder = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "gangway" / "native"
-    target = folder / f"{source.stem}-{key}.so"
+    target = folder / f"{sources[0].stem}-{key}.so"
     if not target.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         # Several ranks may build at once: each builds its own file, and the last rename wins.
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             built = Path(scratch) / target.name
-            subprocess.run([compiler, *FLAGS, str(source), "-o", str(built)], check=True, capture_output=True)
+            subprocess.run([compiler, *FLAGS, *map(str, sources), "-o", str(built)], check=True, capture_output=True)
             built.replace(target)
     return target
