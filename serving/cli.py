@@ -5,6 +5,7 @@ the command that needs them, so that `gangway --help` answers at once.
 """
 
 import json
+import os
 import signal
 import sys
 import threading
@@ -82,6 +83,9 @@ def serve(
     config: Annotated[Path, typer.Argument(help="Configuration file, such as configs/local.yaml.")],
     overrides: Overrides = [],  # noqa: B006  typer's way of saying "none given"
     address: Annotated[str | None, typer.Option(help="Ray cluster; else RAY_ADDRESS, else one is started.")] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Take over from the command that serves this name on the cluster.")
+    ] = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print every setting and stop.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show the logs of all processes.")] = False,
 ) -> None:
@@ -98,20 +102,30 @@ def serve(
     check_model_files(settings, all_here=embedded)
     if embedded:
         require_free_port(settings.http.host, settings.http.port)
+    known = frozenset(os.environ)
     with ray_environment(embedded=embedded):
-        _launch(settings, address, verbose=verbose)
+        _launch(settings, address, folder=_temporary_folder(known), replace=replace, verbose=verbose)
 
 
-def _launch(config: Config, address: str | None, *, verbose: bool) -> None:
+def _temporary_folder(known: frozenset[str]) -> Path | None:
+    """The folder that the environment of an embedded cluster was given; not one that was `known` before, the user's."""
+    variable = "RAY_SERVE_HAPROXY_BINARY_PATH"
+    if variable not in os.environ or variable in known:
+        return None
+    return Path(os.environ[variable]).parent
+
+
+def _launch(config: Config, address: str | None, *, folder: Path | None, replace: bool, verbose: bool) -> None:
     """Imports Ray, so its environment must have been set."""
     from serving.runtime.launch import Launch
     from serving.runtime.progress import make_display
     from serving.runtime.session import ray_session
 
     stopping, hurry = threading.Event(), threading.Event()
-    with make_display(verbose=verbose) as display, ray_session(address, config, verbose=verbose) as embedded:
+    session = ray_session(address, config, verbose=verbose, folder=folder)
+    with make_display(verbose=verbose) as display, session as embedded:
         _stop_on_signals(stopping, hurry)
-        Launch(config, display, stopping, hurry, embedded=embedded).run()
+        Launch(config, display, stopping, hurry, embedded=embedded, replace=replace).run()
 
 
 def _stop_on_signals(stopping: threading.Event, hurry: threading.Event) -> None:

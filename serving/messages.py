@@ -252,6 +252,10 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     restarts: int = 0
     first_failure: str | None = None
     last_failure: str | None = None
+    owner: str | None = None
+    """Token of the command that the group belongs to; None when it belongs to a Serve application."""
+    brought_serve: bool = False
+    """Serve was started with the group, and may go with it."""
 
 
 def encode(message: msgspec.Struct) -> bytes:

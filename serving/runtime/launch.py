@@ -1,10 +1,13 @@
 """What `gangway serve` does: check, start, wait until it answers, serve until told to stop, drain, take all down.
 
-The command is a watcher: the work is done by actors that it owns, so that they end with it, however it ends.
+The command is a watcher: the work is done by actors that it owns, so that they end with it, however it ends. The rest
+goes with an embedded cluster (see `guardian`), or is left to the caretaker if this command is killed. Another command
+may take the group over (see `succession`); this one then ends, and leaves to it all but its own actors.
 """
 
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from contextlib import suppress
@@ -15,17 +18,18 @@ import ray
 from ray import serve
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from ray.serve.context import _get_global_client
-from ray.serve.exceptions import RayServeException
 
 from serving.config import Config
 from serving.errors import GroupFailed, OperatorError
 from serving.messages import Snapshot
+from serving.runtime.caretaker import dismiss_caretaker, leave_cluster, post_caretaker
 from serving.runtime.deployment import application_status, start_serve
 from serving.runtime.preflight import require_free_port
 from serving.runtime.reasons import first_line
-from serving.runtime.registry import RegistryClient
+from serving.runtime.registry import RegistryClient, open_registry
 from serving.runtime.session import require_room
-from serving.runtime.supervisor import find_supervisor, start_supervisor
+from serving.runtime.succession import require_successor, take_over
+from serving.runtime.supervisor import find_supervisor, start_supervisor, supervisor_name
 
 POLL_S = 0.5
 DRAIN_POLL_S = 0.2
@@ -48,11 +52,22 @@ class Launch:
     """One group, from this command's start to its end. Must be used inside a Ray session."""
 
     def __init__(
-        self, config: Config, display: Display, stopping: threading.Event, hurry: threading.Event, *, embedded: bool
+        self,
+        config: Config,
+        display: Display,
+        stopping: threading.Event,
+        hurry: threading.Event,
+        *,
+        embedded: bool,
+        replace: bool = False,
     ) -> None:
-        """`stopping` asks for an orderly end, `hurry` cuts it short. `embedded`: the cluster ends with this command."""
+        """`stopping` asks for an orderly end, `hurry` cuts it short. `embedded`: the cluster ends with this command.
+        `replace`: take over the group of this name that another command runs.
+        """
         self._config = config
         self._embedded = embedded
+        self._replace = replace
+        self._owner = uuid.uuid4().hex
         self._display = display
         self._stopping = stopping
         self._hurry = hurry
@@ -60,13 +75,19 @@ class Launch:
         self._snapshot: Snapshot | None = None
         self._supervisor: Any = None
         self._outcome: Any = None
+        self._succeeds = False
+        """A group runs, and is taken over."""
         self._serve_was_here = False
+        self._brought_serve = False
+        """Serve is there for this group: it came with this command or one before it."""
         self._side_work: list[Future[None]] = []
 
     def run(self) -> None:
         """Serve until `stopping` is set. Raises `OperatorError` when it cannot begin, `GroupFailed` when it ended."""
         self._check()
         began = time.monotonic()
+        if self._succeeds:
+            self._take_over()
         try:
             self._start()
             if self._watch_until(self._answers):
@@ -79,8 +100,13 @@ class Launch:
     def _check(self) -> None:
         name = self._config.name
         require_room(self._config)
-        if find_supervisor(name) is not None:
-            raise OperatorError(f"a group named {name} already runs on this cluster; give this one another name")
+        if (running := find_supervisor(name)) is not None:
+            if not self._replace:
+                raise OperatorError(
+                    f"a group named {name} already runs on this cluster; give this one another name, or --replace it"
+                )
+            require_successor(running, self._config)
+            self._succeeds = True
         self._serve_was_here = self._require_address()
 
     def _require_address(self) -> bool:
@@ -97,34 +123,61 @@ class Launch:
             )
         return True
 
-    def _start(self) -> None:
-        """Start afresh: what a command that was killed has left of this name is removed first.
+    def _take_over(self) -> None:
+        left = take_over(self._config.name, self._owner, self._stopping)
+        self._brought_serve = left.brought_serve
 
-        While the group's processes start, Serve is started for what rank 0 will deploy, and the model is looked at.
-        """
-        self._registry.remove()
-        if self._serve_was_here and application_status(self._config.name) is not None:
-            serve.delete(self._config.name)
-        self._supervisor = start_supervisor(self._config)
+    def _start(self) -> None:
+        """While the group's processes start, Serve is started for what rank 0 will deploy, and the model looked at."""
+        name = self._config.name
+        if not self._succeeds:
+            self._clear_place()
+            open_registry(self._config).own(self._owner, brought_serve=self._brought_serve)
+        if not self._embedded:
+            post_caretaker(name, supervisor_name(name), brought_serve=self._brought_serve)
+        try:
+            self._supervisor = start_supervisor(self._config)
+        except ValueError as error:
+            raise OperatorError(f"another command has just started a group named {name}") from error
         self._outcome = self._supervisor.outcome.remote()
         self._side_work = [_aside(work) for work in (self._start_serve, self._check_model)]
 
+    def _clear_place(self) -> None:
+        """Remove what a killed command has left of this name. The Serve that it brought is ours from now on."""
+        name = self._config.name
+        dismiss_caretaker(name)
+        with suppress(ValueError, RayActorError, GetTimeoutError):  # as a rule there is none
+            self._brought_serve = self._registry.changed().brought_serve
+        self._brought_serve |= not self._serve_was_here
+        self._registry.remove()
+        if self._serve_was_here and application_status(name) is not None:
+            serve.delete(name)
+
     def _watch_until(self, arrived: Callable[[], bool]) -> bool:
-        """Show what happens until `arrived` (True) or `stopping` is set (False). Raises `GroupFailed`."""
+        """Show what happens until `arrived` (True), or `stopping` is set or the group is another command's (False).
+
+        Raises `GroupFailed`.
+        """
         while not self._stopping.is_set():
-            self._look()
+            self._look(POLL_S)
+            if self._replaced():
+                return False
+            self._raise_if_over()
             if arrived():
                 return True
         return False
 
-    def _look(self) -> None:
+    def _look(self, patience_s: float) -> None:
         """Wait a moment for a change, and show it."""
         with suppress(RayActorError, GetTimeoutError, ValueError):  # Ray is starting the registry again
-            snapshot = self._registry.changed(self._snapshot.version if self._snapshot else -1, POLL_S)
+            snapshot = self._registry.changed(self._snapshot.version if self._snapshot else -1, patience_s)
             if snapshot != self._snapshot:
                 self._snapshot = snapshot
                 self._display.show(snapshot)
-        self._raise_if_over()
+
+    def _replaced(self) -> bool:
+        """Whether another command has taken the group over, as far as was seen. A registry may have no memory."""
+        return self._snapshot is not None and self._snapshot.owner not in {None, self._owner}
 
     def _start_serve(self) -> None:
         if self._serve_was_here:
@@ -179,7 +232,8 @@ class Launch:
 
     def _drain(self) -> None:
         """Refuse new requests and let the running ones finish, up to `fault.drain_timeout_s`."""
-        if not self._serving():
+        self._look(0.0)
+        if self._replaced() or not self._serving():
             return
         self._registry.drain()
         gateway = serve.get_app_handle(self._config.name)
@@ -200,26 +254,27 @@ class Launch:
     def _take_down(self) -> None:
         """End the group, the application and the registry, also when this command has failed.
 
-        An embedded cluster takes its actors along as it ends; only a group that serves is ended in order before.
+        An embedded cluster takes its actors along as it ends; only a group that serves is ended in order before. Of a
+        group that is another command's, only the processes are ended, at once: their successors wait for the place.
         """
+        self._look(0.0)
+        if self._replaced():
+            self._display.say("replaced by another command")
+            self._kill_supervisor()
+            return
         wait(self._side_work)
         if self._supervisor is not None and self._serving():
             with suppress(RayActorError, GetTimeoutError, ValueError):  # it has just ended by itself
                 self._registry.stop()
             ray.wait([self._outcome], timeout=STOP_TIMEOUT_S)
         if not self._embedded:
-            self._leave_cluster()
+            self._kill_supervisor()
+            leave_cluster(self._config.name, brought_serve=self._brought_serve)
+            dismiss_caretaker(self._config.name)
 
-    def _leave_cluster(self) -> None:
-        """Remove what is ours, and Serve if it came with us and nobody else uses it now."""
+    def _kill_supervisor(self) -> None:
         if self._supervisor is not None:
             ray.kill(self._supervisor)
-        with suppress(RayServeException, RayActorError):  # Serve was never started, or has died
-            if application_status(self._config.name) is not None:
-                serve.delete(self._config.name)
-            if not self._serve_was_here and not serve.status().applications:
-                serve.shutdown()
-        self._registry.remove()
 
 
 def _aside(work: Callable[[], None]) -> "Future[None]":

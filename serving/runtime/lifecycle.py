@@ -45,6 +45,18 @@ class Lifecycle:
         """No further generation will be formed."""
         return self.snapshot.state in {"draining", "failed", "stopped"}
 
+    def own(self, owner: str, brought_serve: bool) -> None:
+        """The group belongs to the command `owner`, which started Serve for it if `brought_serve`."""
+        self._change(owner=owner, brought_serve=brought_serve)
+
+    def hand_over(self, owner: str) -> None:
+        """The group belongs to another command, whose processes are to form the next generation; nothing broke.
+
+        Raises `IllegalTransition` when none may be formed.
+        """
+        self._enter("restarting", owner=owner, endpoint=None)
+        self._collateral = False
+
     def form(self, ranks: Sequence[RankInfo], placement_group: str | None = None, after: int = 0) -> int:
         """A new generation starts to load; returns its number, which is over `after`: what is formed knows its past,
         where this record may have lost it. Raises `IllegalTransition` when none may be formed.
@@ -108,12 +120,18 @@ class Lifecycle:
     def restore(self, known: Snapshot) -> None:
         """Take over what rank 0 still knows, after the registry's process was lost with its memory.
 
-        An end that was told since stays.
+        An end that was told since stays, and so does a new owner: what rank 0 knows is of the old one's group.
         """
-        if self.snapshot.generation == 0 and known.generation > 0:
-            state = self.snapshot.state if self.ended else known.state
-            version = max(known.version, self.snapshot.version) + 1
-            self.snapshot = msgspec.structs.replace(known, version=version, state=state)
+        now = self.snapshot
+        if now.generation == 0 and known.generation > 0:
+            handed_over = now.owner is not None and now.owner != known.owner
+            self.snapshot = msgspec.structs.replace(
+                known,
+                version=max(known.version, now.version) + 1,
+                state=now.state if self.ended or handed_over else known.state,
+                endpoint=None if handed_over else known.endpoint,
+                owner=now.owner or known.owner,
+            )
 
     def _break(self, reason: str, *, final: bool, collateral: bool) -> None:
         now = self._clock()

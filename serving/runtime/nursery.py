@@ -5,9 +5,9 @@ was most of what a restart took. `through_nursery` has Ray start a rank's worker
 It computes nothing itself, so it has no thread that a fork would miss (OpenBLAS and jemalloc mend theirs after a fork)
 and no random generator in use whose state its forks would share: Ray would give two ranks' calls the same id.
 
-A nursery belongs to one raylet. It ends with it, or once told to (`retire`) and without children, or after `LINGER_S`
-without children and without anybody who holds it (`hold`), as is done on nodes that are spare. Ranks with GPUs do
-without: whether the imports leave CUDA untouched has not been tried.
+A nursery belongs to one raylet and one Ray job. It ends with the raylet, or once told to (`retire`) and without
+children, or after `LINGER_S` without children and without anybody who holds it (`hold`), as is done on nodes that are
+spare. Ranks with GPUs do without: whether the imports leave CUDA untouched has not been tried.
 """
 
 import importlib

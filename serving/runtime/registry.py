@@ -70,6 +70,14 @@ class RegistryClient:
         actor = self._find()
         return decode_snapshot(self._get(actor.changed.remote(after_version, timeout_s), timeout_s))
 
+    def own(self, owner: str, *, brought_serve: bool) -> None:
+        """See `Lifecycle.own`."""
+        self._tell("own", owner, brought_serve)
+
+    def hand_over(self, owner: str) -> None:
+        """See `Lifecycle.hand_over`."""
+        self._tell("hand_over", owner)
+
     def form(self, ranks: Sequence[RankInfo], placement_group: str, after: int = 0) -> int:
         """See `Lifecycle.form`."""
         return int(self._tell("form", list(ranks), placement_group, after))
@@ -148,6 +156,15 @@ class RegistryGroupView:
         if self._actor is None:
             self._actor = await asyncio.to_thread(ray.get_actor, registry_name(self._group), NAMESPACE)
         return self._actor
+
+
+def actor_exists(name: str, namespace: str = NAMESPACE) -> bool:
+    """Whether there is a living actor of this name."""
+    try:
+        ray.get_actor(name, namespace=namespace)
+    except ValueError:
+        return False
+    return True
 
 
 def open_registry(config: Config) -> RegistryClient:

@@ -2,24 +2,28 @@
 
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
 from typing import Any
 
 import ray
 
 from serving.config import Config, ParallelConfig
 from serving.errors import OperatorError
+from serving.runtime import guardian
 from serving.runtime.environment import cluster_address
 from serving.runtime.registry import NAMESPACE
 
 
 @contextmanager
-def ray_session(address: str | None, config: Config, *, verbose: bool) -> Iterator[bool]:
+def ray_session(address: str | None, config: Config, *, verbose: bool, folder: Path | None = None) -> Iterator[bool]:
     """Connect to the cluster at `address` or in RAY_ADDRESS; start one for this configuration when neither is given.
 
-    Yields whether the cluster is an embedded one, which ends with the context. Raises `OperatorError` when there is no
-    cluster at the address.
+    Yields whether the cluster is an embedded one, which ends with the context, or with this process if that is killed;
+    `folder`, of temporary files, is then removed. Raises `OperatorError` when there is no cluster at the address.
     """
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     address = cluster_address(address)
@@ -31,10 +35,28 @@ def ray_session(address: str | None, config: Config, *, verbose: bool) -> Iterat
             ray.init(address="local", num_cpus=_embedded_cpus(config.parallel), include_dashboard=False, **common)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise OperatorError(f"no Ray cluster at {address or 'this machine'}: {error}") from error
+    with nullcontext() if address is not None else _guarded(folder):
+        try:
+            yield address is None
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _guarded(folder: Path | None) -> Iterator[None]:
+    """See that nothing of the embedded cluster is left at the end, however this process ends (see `guardian`)."""
+    session = ray._private.worker._global_node.get_session_dir_path()
+    places = [session, *map(str, [Path(ray.__file__).parents[1], *([folder] if folder else [])])]
+    command = [sys.executable, "-I", "-S", guardian.__file__, *places]
+    nowhere = subprocess.DEVNULL
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=nowhere, stderr=nowhere, cwd="/", start_new_session=True
+    )
     try:
-        yield address is None
+        yield
     finally:
-        ray.shutdown()
+        with suppress(subprocess.TimeoutExpired):  # it goes on without this process
+            process.communicate(timeout=guardian.PATIENCE_S + guardian.KILL_S)
 
 
 def require_room(config: Config) -> None:

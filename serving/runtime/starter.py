@@ -38,12 +38,15 @@ def main(arguments: list[str]) -> None:
 
 
 def address(raylet: int) -> Path:
-    """The socket of the nursery that belongs to this raylet, in a folder that only this user can enter."""
+    """The socket of the nursery of this raylet and this Ray job, in a folder that only this user can enter.
+
+    A process that has imported Ray for one job cannot fork workers for another: the raylet ends them with the first.
+    """
     folder = Path(tempfile.gettempdir()) / f"gangway-nursery-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
         raise PermissionError(f"{folder} belongs to another user")
-    return folder / str(raylet)
+    return folder / f"{raylet}-{os.environ.get('RAY_JOB_ID', 'none')}"
 
 
 def _run_in_nursery(arguments: list[str]) -> int | None:

@@ -9,13 +9,11 @@ import threading
 from typing import Any
 
 import ray
-from ray import serve
 from ray.exceptions import RayActorError
-from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 
 from serving.config import Config, load_config
 from serving.errors import GroupFailed
-from serving.runtime.registry import NAMESPACE, RegistryClient, open_registry
+from serving.runtime.registry import NAMESPACE, RegistryClient, actor_exists, open_registry
 
 APPLICATION_CHECK_S = 2.0
 
@@ -71,18 +69,13 @@ class Supervisor:
 
 def _serve_knows(application: str) -> bool:
     """Whether the application exists; also while Serve's controller is between two lives and cannot say."""
+    from ray import serve  # takes a second, and the group of a command does not need it here
+    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+
     try:
         return application in serve.status().applications
     except RayActorError:
-        return _exists(SERVE_CONTROLLER_NAME, SERVE_NAMESPACE)
-
-
-def _exists(name: str, namespace: str) -> bool:
-    try:
-        ray.get_actor(name, namespace=namespace)
-    except ValueError:
-        return False
-    return True
+        return actor_exists(SERVE_CONTROLLER_NAME, SERVE_NAMESPACE)
 
 
 def start_supervisor(config: Config, *, application: str | None = None) -> Any:

@@ -1,8 +1,11 @@
 """On a cluster that is there already: two Ray nodes on this machine, which share neither memory nor a node id."""
 
+import json
 import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -25,16 +28,20 @@ class Cluster:
         self.address = f"127.0.0.1:{port}"
         common = "--num-cpus=1", "--disable-usage-stats", "--block"
         ports = f"--port={port}", "--dashboard-agent-listen-port=0", "--include-dashboard=false"
-        self.nodes = [Process(RAY, "start", "--head", *ports, f"--temp-dir={folder}", *common, RAY_AUTH_MODE="token")]
-        self.nodes[0].wait_for_line("--block")
         second = "--dashboard-agent-listen-port=0", f"--address={self.address}"
-        self.nodes.append(Process(RAY, "start", *second, *common, RAY_AUTH_MODE="token"))
-        self.nodes[1].wait_for_line("--block")
+        self.nodes: list[Process] = []
+        try:
+            for node in (("--head", *ports, f"--temp-dir={folder}"), second):
+                self.nodes.append(Process(RAY, "start", *node, *common, RAY_AUTH_MODE="token"))
+                self.nodes[-1].wait_for_line("--block")
+        except BaseException:
+            self.close()
+            raise
 
     def workers(self) -> list[str]:
         """Names of the actors of Serve and of Gangway that live on the nodes."""
         titles = [title for node in self.nodes for title in node.titles()]
-        parts = "Supervisor", "Registry", "RayTrainWorker", "ServeReplica", "TrainController"
+        parts = "Supervisor", "Registry", "Caretaker", "RayTrainWorker", "TrainController", "Serve", "Proxy"
         return [title for title in titles if title.startswith("ray::") and any(part in title for part in parts)]
 
     def close(self) -> None:
@@ -47,6 +54,28 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     cluster = Cluster(tmp_path_factory.mktemp("r"))
     yield cluster
     cluster.close()
+
+
+SPREAD = "--set", "parallel.placement=STRICT_SPREAD"
+SPREAD_EXACT = "--set", "parallel.placement=STRICT_SPREAD", "--set", "model.dtype=float32"
+"""Exact, so that a text which is computed in two parts can differ by a fault alone."""
+STORY = {
+    "inputs": "Once upon a time, in a small village by the sea,",
+    "raw": True,
+    "stream": True,
+    "parameters": {"temperature": 0, "max_tokens": 1500, "ignore_eos": True},
+}
+
+
+def story(url: str, begun: threading.Event) -> str:
+    """A long text as it is streamed; `begun` is set at its first piece."""
+    text = ""
+    with httpx.stream("POST", f"{url}/predict", json=STORY, timeout=120) as stream:
+        for line in stream.iter_lines():
+            if line.startswith("data: {"):
+                text += json.loads(line.removeprefix("data: ")).get("text", "")
+                begun.set()
+    return text
 
 
 def answer(url: str) -> str:
@@ -65,6 +94,47 @@ def test_a_group_over_two_nodes_answers_and_leaves_nothing_behind_on_them(cluste
     finally:
         server.kill()
     eventually(lambda: not cluster.workers(), 30)
+
+
+def test_a_second_command_takes_the_group_over_and_a_stream_goes_on_to_the_letter(cluster: Cluster) -> None:
+    first = Server("--address", cluster.address, *SPREAD_EXACT)
+    second: Server | None = None
+    begun = threading.Event()
+    try:
+        first.wait_until_ready()
+        before = first.status()
+        assert "other settings in model" in refusal(cluster, f"http.port={first.port}", arguments=["--replace"])
+        port = "--set", f"http.port={first.port}"
+        with ThreadPoolExecutor() as pool:
+            stream = pool.submit(story, first.url, begun)
+            assert begun.wait(60)
+            second = Server("--address", cluster.address, *SPREAD_EXACT, *port, "--replace")
+            first.wait_for_line("replaced by another command")
+            assert not stream.done()
+            assert first.wait() == 0
+            second.wait_for_line("ready at")
+            text = stream.result()
+        after = first.status()
+        assert (after["generation"], after["restarts"]) == (before["generation"] + 1, before["restarts"])
+        assert {rank["pid"] for rank in before["ranks"]}.isdisjoint(rank["pid"] for rank in after["ranks"])
+        assert text == story(first.url, begun)
+        second.signal(signal.SIGTERM)
+        assert second.wait() == 0
+    finally:
+        for server in filter(None, (first, second)):
+            server.kill()
+    eventually(lambda: not cluster.workers(), 30)
+
+
+def test_what_a_killed_command_has_left_on_the_cluster_is_cleared_away(cluster: Cluster) -> None:
+    server = Server("--address", cluster.address)
+    try:
+        server.wait_until_ready()
+        assert any("Caretaker" in worker for worker in cluster.workers())
+        server.signal(signal.SIGKILL)
+        eventually(lambda: not cluster.workers(), 60)
+    finally:
+        server.kill()
 
 
 def test_a_group_that_no_node_can_hold_is_refused_with_what_is_missing(cluster: Cluster) -> None:
@@ -95,9 +165,9 @@ def test_serve_run_starts_the_group_and_takes_it_along(cluster: Cluster) -> None
     eventually(lambda: not cluster.workers(), STOP_TIMEOUT_S)
 
 
-def refusal(cluster: Cluster, *settings: str) -> str:
+def refusal(cluster: Cluster, *settings: str, arguments: Sequence[str] = ()) -> str:
     overrides = [part for setting in settings for part in ("--set", setting)]
-    second = Process(*gangway("serve", CONFIG, "--address", cluster.address, *overrides))
+    second = Process(*gangway("serve", CONFIG, "--address", cluster.address, *overrides, *arguments))
     try:
         line = second.wait_for_line("gangway:")
         assert second.wait() == 1

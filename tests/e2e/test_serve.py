@@ -5,12 +5,14 @@ import json
 import signal
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import psutil
 
+from serving.runtime import guardian
 from tests.e2e.server import Server, eventually, gangway
 
 NAME = "smollm2-135m-instruct"
@@ -169,14 +171,25 @@ def test_ctrl_c_lets_what_runs_finish_refuses_what_is_new_and_leaves_no_process(
     server.wait_until_gone()
 
 
-def test_a_server_that_is_killed_outright_leaves_no_rank_gateway_or_proxy() -> None:
+def test_a_server_that_is_killed_outright_leaves_nothing_but_log_files() -> None:
     server = Server()
     try:
-        server.wait_for_line("group is loading")
+        server.wait_until_ready()
+        sockets, temporary = guarded_folders(server)
+        assert (sockets.exists(), temporary.exists()) == (True, True)
         server.signal(signal.SIGKILL)
-        eventually(lambda: all(title.endswith("Agent") for title in server.titles()), 60)  # Ray's agents take longer
+        server.wait_until_gone(60)
+        assert (sockets.exists(), temporary.exists()) == (False, False)
     finally:
         server.kill()
+
+
+def guarded_folders(server: Server) -> tuple[Path, Path]:
+    """The sockets of the server's Ray session and its temporary folder, as its guardian was told."""
+    commands = [process.cmdline() for process in server.processes()]
+    (command,) = [command for command in commands if guardian.__file__ in command]
+    session, _, temporary = command[-3:]
+    return Path(session, "sockets"), Path(temporary)
 
 
 def test_a_model_that_is_found_wrong_while_loading_ends_the_server_with_that_reason() -> None:
