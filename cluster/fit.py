@@ -1,0 +1,34 @@
+"""Whether a serving configuration suits a model and its GPUs, as sentences. Estimates, see `capacity`."""
+
+from cluster.capacity import GIB, Load, configured_memory, fits
+from cluster.model_shape import ModelShape
+from cluster.plan import misfits
+from serving.config import Config
+
+
+def fit_problems(config: Config, shape: ModelShape, gpu_memory_gib: float) -> list[str]:
+    """What makes it impossible; empty when nothing does. `gpu_memory_gib`: memory of one GPU."""
+    tp = config.parallel.tensor_parallel_size
+    if tp > shape.heads:
+        return [f"parallel.tensor_parallel_size is {tp}, but the model has {shape.heads} attention heads"]
+    memory = configured_memory(shape, config)
+    if memory.total > gpu_memory_gib * GIB:
+        return [
+            f"a rank needs {memory.total / GIB:.1f} GiB ({memory.weights / GIB:.1f} of them weights, "
+            f"engine.kv_cache_gib {config.engine.kv_cache_gib:g}), but a GPU has {gpu_memory_gib:g}"
+        ]
+    return []
+
+
+def fit_notes(config: Config, shape: ModelShape, gpu_memory_gib: float, gpus_per_node: int) -> list[str]:
+    """What works, at a cost: unequal shares, repeated KV heads, more nodes than are needed."""
+    tp = config.parallel.tensor_parallel_size
+    if tp > shape.heads:
+        return []
+    found = misfits(shape, tp)
+    load = Load(dtype=config.model.dtype, step_tokens=config.engine.max_batched_tokens)
+    if tp > gpus_per_node and fits(shape, min(gpus_per_node, shape.heads), gpu_memory_gib, load):
+        found.append(
+            f"one node is enough: {gpus_per_node} GPUs hold the model, so plain Ray Serve on one node is simpler"
+        )
+    return found
