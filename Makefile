@@ -1,20 +1,31 @@
 # One command per chore, on a machine with python3.11 or newer, a C++ compiler and make.
 #   make serve    environment, demo model, then the server on port 8000
 #   make test     environment, demo model, then every check that CI runs
+#   make drill    a server of its own, and a rank of it killed ten times under load
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 MODEL  := models/smollm2-135m-instruct
 CONFIG := configs/local.yaml
+DRILL  := --fault kill-rank1
+DRILL_PORT := 8765
 STAMP  := $(VENV)/.complete
 
-.PHONY: serve test lint env model
+.PHONY: serve test drill lint env model
 
 serve: env model
 	exec $(BIN)/gangway serve $(CONFIG)
 
 test: lint model
 	$(BIN)/pytest
+
+# float32, so that a text can differ by a fault alone; a port of its own, so that no other server is struck.
+# make drill DRILL='--fault stop-rank1' does another fault.
+drill: env model
+	$(BIN)/gangway serve $(CONFIG) --set model.dtype=float32 --set fault.max_restarts=100 \
+	  --set http.port=$(DRILL_PORT) & server=$$!; \
+	trap 'kill $$server; wait $$server' EXIT; trap 'exit 130' INT TERM; \
+	$(BIN)/gangway drill --url http://127.0.0.1:$(DRILL_PORT) --wait 300 $(DRILL)
 
 lint: env
 	$(BIN)/ruff check .

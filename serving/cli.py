@@ -187,6 +187,57 @@ def bench(
         Console(width=max(Console().width, TABLE_WIDTH)).print(report.table())
 
 
+@app.command()
+def drill(
+    url: Annotated[str, typer.Option(help="Where the server answers.")] = DEFAULT_URL,
+    fault: Annotated[str | None, typer.Option(help="kill-rankN, stop-rankN (SIGSTOP) or kill-all.")] = None,
+    command: Annotated[str | None, typer.Option(help="A command that does the fault, instead of --fault.")] = None,
+    heal: Annotated[str | None, typer.Option(help="The command that undoes it, at the end of each round.")] = None,
+    heal_after: Annotated[float | None, typer.Option(min=0, help="Heal that many seconds after the fault.")] = None,
+    times: Annotated[int, typer.Option(min=1, help="Rounds.")] = 10,
+    streams: Annotated[int, typer.Option(min=1, help="Requests at a time that stream.")] = 16,
+    plain: Annotated[int, typer.Option(min=0, help="Requests at a time that do not.")] = 8,
+    max_tokens: Annotated[int, typer.Option(min=2, help="Length of each answer.")] = 200,
+    budget: Annotated[float | None, typer.Option(help="Most seconds to the first resumed token (median).")] = None,
+    timeout: Annotated[float, typer.Option(min=1, help="Most seconds of a request, and of recovery.")] = 300.0,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for a server that is starting.")] = 5.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rounds as JSON.")] = False,
+    api_key: ApiKey = None,
+) -> None:
+    """Do a fault to a running server under load, and see that nothing is lost and nothing comes out wrong.
+
+    The server should run with --set fault.max_restarts=100: else it has failed for good after five in ten minutes.
+    """
+    import asyncio
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from serving.drill.faults import make_fault
+    from serving.drill.rounds import DrillPlan, run_drill
+    from serving.drill.watch import DrillError
+
+    plan = DrillPlan(
+        url=url.rstrip("/"),
+        fault=make_fault(fault, command, heal),
+        times=times,
+        streams=streams,
+        plain=plain,
+        max_tokens=max_tokens,
+        heal_after_s=heal_after,
+        timeout_s=timeout,
+        wait_s=wait,
+        api_key=api_key,
+    )
+    report = asyncio.run(run_drill(plan, lambda line: typer.echo(line, err=True)))
+    if as_json:
+        typer.echo(json.dumps(asdict(report), indent=2))
+    else:
+        Console(width=max(Console().width, TABLE_WIDTH)).print(report.table())
+    if verdict := report.verdict(budget):
+        raise DrillError(verdict)
+
+
 @app.command("demo-model")
 def demo_model(folder: Annotated[Path, typer.Argument(help="Where to write it.")]) -> None:
     """Fetch the small demo model and write it as a Hugging Face folder."""

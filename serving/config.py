@@ -128,6 +128,9 @@ class FaultConfig(Section):
     restart_window_s: float = Field(default=600.0, gt=0)
     """Window in which restarts are counted, in seconds."""
 
+    warm_spares: bool = True
+    """Keep a process ready on every node that could take over a rank: seconds less of silence for some memory there."""
+
     drain_timeout_s: float = Field(default=30.0, ge=0)
     """How long running requests may go on after SIGTERM, in seconds."""
 

@@ -61,7 +61,6 @@ class LinkServer:
         self._poller = zmq.Poller()
         self._poller.register(self._zap, zmq.POLLIN)
         self._poller.register(self._socket, zmq.POLLIN)
-        self._cut: set[bytes] = set()
         self.endpoint = Endpoint(
             address=self._socket.getsockopt_string(zmq.LAST_ENDPOINT),
             server_public=server_public.decode(),
@@ -104,7 +103,7 @@ class LinkServer:
             except zmq.Again:
                 break
             peer, message = frames[0], _decoded(frames, decode_to_engine)
-            if message is not None and peer not in self._cut:
+            if message is not None:
                 messages.append((peer, message))
         return messages
 
@@ -117,18 +116,17 @@ class LinkServer:
         verdict = (b"200", b"OK") if known else (b"400", b"unknown key")
         self._zap.send_multipart([version, request, *verdict, b"", b""])
 
-    def send(self, peer: bytes, message: ToGateway) -> None:
-        """Queue for `peer` without waiting. One that is gone, or lost a message by not reading, gets nothing."""
-        if peer in self._cut:
-            return
+    def send(self, peer: bytes, message: ToGateway) -> bool:
+        """Queue for `peer` without waiting. False: it is gone, or does not read, and the message is lost."""
         try:
             self._socket.send_multipart([peer, encode(message)], zmq.NOBLOCK)
         except zmq.Again:
-            log.warning("link: a gateway does not read; it is cut off and must connect anew")
-            self._cut.add(peer)
+            return False
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
+            return False
+        return True
 
     def close(self) -> None:
         """Close at once; what was not yet sent is dropped."""

@@ -140,7 +140,14 @@ class Pulse(Message, frozen=True, kw_only=True):
     stats: EngineStats
 
 
-ToGateway = StepOutput | Pulse
+class Dropped(Message, frozen=True, kw_only=True):
+    """Rank 0 has dropped all requests of this gateway, which was silent or did not read: it must connect anew."""
+
+    generation: int
+    stats: EngineStats
+
+
+ToGateway = StepOutput | Pulse | Dropped
 
 
 # ---------------------------------------------------------------- broadcast: rank 0 -> followers
@@ -187,6 +194,12 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     prefill: list[Chunk] = []
     """A chunk that reaches the sequence's end samples a token; any other does not."""
     stop: bool = False
+
+    @property
+    def computes(self) -> bool:
+        """Whether it has rows; one without fills a silence, or only lets followers forget."""
+        return bool(self.decode or self.prefill)
+
     """Leave the loop after this plan."""
 
 
@@ -209,6 +222,8 @@ class RankInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Progress while loading; equals `shard_bytes` when done."""
     rss_bytes: int = 0
     load_seconds: float = 0.0
+    gave_up: str | None = None
+    """Why this rank ended itself, where that was its own doing: a peer was gone, a step did not end."""
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -232,6 +247,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     endpoint: Endpoint | None = None
     """Set while a generation computes."""
     ranks: list[RankInfo] = []
+    placement_group: str | None = None
+    """Ray's id (hex) of what this generation holds of the cluster."""
     restarts: int = 0
     first_failure: str | None = None
     last_failure: str | None = None

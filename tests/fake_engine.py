@@ -20,6 +20,7 @@ from serving.messages import (
     Beat,
     Cancel,
     Delta,
+    Dropped,
     EngineStats,
     FinishReason,
     GroupState,
@@ -82,6 +83,8 @@ class FakeEngine:
         self.running: dict[str, Sequence] = {}
         self.beats = 0
         self.silent = False
+        self.drops = False
+        """Forgets whoever writes, and says so."""
         self._steps = 0
         self._peers: set[bytes] = set()
         self._pulsed_at = 0.0
@@ -109,6 +112,12 @@ class FakeEngine:
         return any(len(one.emitted) < self.behaviour.max_emitted for one in list(self.running.values()))
 
     def _take(self, peer: bytes, message: ToEngine) -> None:
+        if self.drops:
+            self.server.send(peer, Dropped(generation=self.generation, stats=self.stats()))
+            self.running = {id_: one for id_, one in self.running.items() if one.peer != peer}
+            self._peers.discard(peer)
+            self.drops = False
+            return
         self._peers.add(peer)
         match message:
             case Submit():

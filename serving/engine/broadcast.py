@@ -1,8 +1,7 @@
 """How a plan gets from rank 0 to its followers: loopback for one rank, a process group for more.
 
-The group is a gloo group of its own with the peer timeout, so that a silent peer is noticed in seconds while the
-model's own collectives may take as long as a step takes. Rank 0 sends at least one plan every `HEARTBEAT_S`; a
-broadcast tells its root nothing of the others, so an empty plan is followed by a `pulse` that everyone must answer.
+A gloo group of its own, also where the model's collectives go over NCCL. Rank 0 sends at least one plan every
+`LONGEST_SILENCE_S`, so that followers do not wait past the group's timeout; `heartbeat` sees that a peer is gone.
 """
 
 from datetime import timedelta
@@ -14,7 +13,7 @@ import torch.distributed as dist
 from serving.errors import PeerLost
 from serving.messages import StepPlan, decode_plan, encode
 
-HEARTBEAT_S = 1.0
+LONGEST_SILENCE_S = 1.0
 """Longest rank 0 leaves its followers without a plan."""
 
 
@@ -27,9 +26,6 @@ class Broadcast(Protocol):
     def receive(self) -> StepPlan:
         """A follower: the next plan. Raises `PeerLost` when rank 0 was silent for too long."""
 
-    def pulse(self) -> None:
-        """All ranks: return once every rank has called. Raises `PeerLost`."""
-
 
 class Loopback:
     """The broadcast of a group of one."""
@@ -39,9 +35,6 @@ class Loopback:
 
     def receive(self) -> StepPlan:
         raise AssertionError("a group of one has no followers")
-
-    def pulse(self) -> None:
-        """Nobody to wait for."""
 
 
 class GroupBroadcast:
@@ -77,12 +70,6 @@ class GroupBroadcast:
             self._broadcast(rest)
             payload += rest.numpy().tobytes()
         return decode_plan(payload)
-
-    def pulse(self) -> None:
-        try:
-            dist.all_reduce(torch.zeros(1), group=self._group)
-        except RuntimeError as error:
-            raise PeerLost(f"a rank did not answer: {error}") from error
 
     def _broadcast(self, tensor: torch.Tensor) -> None:
         try:

@@ -1,7 +1,11 @@
 """One rank of the engine, put together: model, cache, sampler, runner, and the loop its rank runs."""
 
+import contextlib
+import faulthandler
+import logging
+import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -10,6 +14,7 @@ from serving.config import Config
 from serving.engine.attention import BatchAttention, RaggedAttention
 from serving.engine.broadcast import Broadcast, GroupBroadcast, Loopback
 from serving.engine.collectives import Collectives, make_collectives
+from serving.engine.heartbeat import Heartbeat
 from serving.engine.host_memory import returned_at_once
 from serving.engine.kv_cache import KVCache, KVShape
 from serving.engine.loop import follow, lead
@@ -21,15 +26,32 @@ from serving.engine.outbox import Outbox
 from serving.engine.runner import Runner
 from serving.engine.sampler import Sampler
 from serving.engine.scheduler import Scheduler
+from serving.engine.watchdog import Watchdog
 from serving.engine.weights import Plan
 from serving.errors import ModelError
 from serving.link import LinkServer
+
+logger = logging.getLogger(__name__)
+
+
+def give_up(reason: str, waiting: bool) -> None:
+    """End this process at once, with all its stacks: its main thread may be in a call that never returns."""
+    logger.error("%s%s", reason, " (another rank is to blame)" if waiting else "")
+    faulthandler.dump_traceback()
+    os._exit(1)
 
 
 class Engine:
     """A loaded rank. `lead` on rank 0 and `follow` on all others run until told to stop."""
 
-    def __init__(self, config: Config, model: ShardedModel, collectives: Collectives, generation: int) -> None:
+    def __init__(
+        self,
+        config: Config,
+        model: ShardedModel,
+        collectives: Collectives,
+        generation: int,
+        on_loss: Callable[[str, bool], None],
+    ) -> None:
         """Collective: all ranks agree on the number of KV blocks."""
         self._config = config
         self._model = model
@@ -38,9 +60,11 @@ class Engine:
         self.attention = _attention(config, model, self._num_blocks)
         sampler = Sampler(collectives, model.vocab_start, model.vocab_end, model.eos_token_ids)
         self.runner = Runner(model, self.attention, sampler, config.engine.block_size)
-        self._broadcast: Broadcast = (
-            Loopback() if collectives.world == 1 else GroupBroadcast(config.fault.peer_timeout_s)
-        )
+        fault = config.fault
+        alone = collectives.world == 1
+        self._broadcast: Broadcast = Loopback() if alone else GroupBroadcast(fault.step_timeout_s)
+        self._heartbeat = None if alone else Heartbeat(fault.peer_timeout_s, lambda reason: on_loss(reason, True))
+        self._watchdog = Watchdog(fault.step_timeout_s, lambda: self.runner.busy_since, on_loss)
 
     @property
     def shard_bytes(self) -> int:
@@ -59,11 +83,19 @@ class Engine:
         )
         timeout = self._config.fault.peer_timeout_s
         outbox = Outbox(scheduler, link, self._generation, timeout, self.runner.seconds)
-        lead(scheduler, self._broadcast, self.runner, link, outbox, stop)
+        with self._guarded():
+            lead(scheduler, self._broadcast, self.runner, link, outbox, stop)
 
     def follow(self) -> None:
         """Any other rank: compute what rank 0 says until it says stop. Raises `PeerLost`."""
-        follow(self._broadcast, self.runner)
+        with self._guarded():
+            follow(self._broadcast, self.runner)
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Peers that fall silent and steps that do not end are noticed in here, whatever this thread is doing."""
+        with self._heartbeat or contextlib.nullcontext(), self._watchdog:
+            yield
 
 
 def load_engine(
@@ -74,15 +106,18 @@ def load_engine(
     generation: int,
     device: torch.device,
     progress: Callable[[int, int], None],
+    on_loss: Callable[[str, bool], None] = give_up,
 ) -> Engine:
     """Load this rank's shard and make it ready to run. Collective over the default process group.
 
-    `progress(loaded, total)` counts bytes of this rank's shard. Raises `ModelError` when the model cannot be served.
+    `progress(loaded, total)` counts bytes of this rank's shard. `on_loss(reason, waiting)` is called from another
+    thread when a peer is gone or a step does not end, and must end the process; `waiting`: another rank is to blame.
+    Raises `ModelError` when the model cannot be served.
     """
     if world > 1:
         init_deepspeed()
     collectives = make_collectives(rank, world, one_machine, config.fault.step_timeout_s)
-    return build_engine(config, collectives, generation, device, progress)
+    return build_engine(config, collectives, generation, device, progress, on_loss)
 
 
 def build_engine(
@@ -91,6 +126,7 @@ def build_engine(
     generation: int,
     device: torch.device,
     progress: Callable[[int, int], None] = unwatched,
+    on_loss: Callable[[str, bool], None] = give_up,
 ) -> Engine:
     """As `load_engine`, on collectives that stand."""
 
@@ -100,7 +136,7 @@ def build_engine(
 
     with returned_at_once():
         model = load_model(config.model, collectives, device, progress, prepare)
-        return Engine(config, model, collectives, generation)
+        return Engine(config, model, collectives, generation, on_loss)
 
 
 def _goes_native(config: Config, model: ShardedModel, device: torch.device) -> bool:

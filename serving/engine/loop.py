@@ -4,18 +4,16 @@ lead                        follow
 ----                        ------
 broadcast.send(plan)        broadcast.receive()
 runner.execute(plan)        runner.execute(plan)      collective when the plan computes
-broadcast.pulse()           broadcast.pulse()         when it does not
 """
 
 import threading
 import time
 
-from serving.engine.broadcast import HEARTBEAT_S, Broadcast
+from serving.engine.broadcast import LONGEST_SILENCE_S, Broadcast
 from serving.engine.outbox import Outbox
 from serving.engine.runner import Runner
 from serving.engine.scheduler import Scheduler
 from serving.link import LinkServer
-from serving.messages import StepPlan
 
 
 def lead(
@@ -23,20 +21,17 @@ def lead(
 ) -> None:
     """Rank 0: decide, tell, compute, hand out, until `stop` is set. Raises `PeerLost`."""
     while not stop.is_set():
-        outbox.take(link.receive(0.0 if scheduler.has_work else HEARTBEAT_S))
+        outbox.take(link.receive(0.0 if scheduler.has_work else LONGEST_SILENCE_S))
         began = time.perf_counter()
         plan = scheduler.schedule() or scheduler.idle()
         planned = time.perf_counter()
         sent = broadcast.send(plan)
         told = time.perf_counter()
-        if computes(plan):
-            sampled = runner.execute(plan)
+        sampled = runner.execute(plan)
+        if plan.computes:
             ready = time.perf_counter()
             outbox.emit(plan, scheduler.complete(plan, sampled.tokens, sampled.logprobs))
             outbox.account(sent, plan=planned - began, broadcast=told - planned, emit=time.perf_counter() - ready)
-        else:
-            runner.execute(plan)
-            broadcast.pulse()
         outbox.pulse()
     broadcast.send(scheduler.farewell())
 
@@ -45,10 +40,3 @@ def follow(broadcast: Broadcast, runner: Runner) -> None:
     """Any other rank: the same, told by rank 0, until it says stop. Raises `PeerLost`."""
     while not (plan := broadcast.receive()).stop:
         runner.execute(plan)
-        if not computes(plan):
-            broadcast.pulse()
-
-
-def computes(plan: StepPlan) -> bool:
-    """Whether the plan has rows; one without is a heartbeat, or only lets followers forget."""
-    return bool(plan.decode or plan.prefill)

@@ -26,13 +26,13 @@ from serving.engine.skeleton import build_skeleton
 from serving.engine.weights import Plan, SliceReader
 from serving.errors import ModelError
 
-__all__ = ["Attend", "AttentionSpec", "ShardedModel", "init_deepspeed", "load_model"]
+__all__ = ["Attend", "AttentionSpec", "ShardedModel", "import_deepspeed", "init_deepspeed", "load_model"]
 
 logger = logging.getLogger(__name__)
 
 
-def init_deepspeed() -> None:
-    """Hand DeepSpeed the process group that stands: once in a process, on every rank of a group of two or more.
+def import_deepspeed() -> Any:
+    """The deepspeed package, with its search for operators that can be compiled done: a second of a core.
 
     Its shared-memory operator is switched off: it would be compiled first, for half a minute, and never be called.
     """
@@ -40,6 +40,13 @@ def init_deepspeed() -> None:
         import deepspeed
 
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def init_deepspeed() -> None:
+    """Hand DeepSpeed the process group that stands: once in a process, on every rank of a group of two or more."""
+    deepspeed = import_deepspeed()
+    with _quiet():
         deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
 
 

@@ -1,16 +1,35 @@
-"""Rank 0's side of the conversation with its gateways: commands in, one message a step out."""
+"""Rank 0's side of the conversation with its gateways: commands in, one message a step out.
 
+A gateway that falls silent, or that lost a message because it did not read, is dropped with all its requests. It may be
+alive all the same: whatever it says later is answered with `Dropped`, and it connects anew and submits again.
+"""
+
+import logging
 import time
 from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
 
-from serving.engine.broadcast import HEARTBEAT_S
+from serving.engine.broadcast import LONGEST_SILENCE_S
 from serving.engine.scheduler import Scheduler
 from serving.link import LinkServer
-from serving.messages import Beat, Cancel, Delta, EngineStats, Pulse, StepOutput, StepPlan, Submit, ToEngine, ToGateway
+from serving.messages import (
+    Beat,
+    Cancel,
+    Delta,
+    Dropped,
+    EngineStats,
+    Pulse,
+    StepOutput,
+    StepPlan,
+    Submit,
+    ToEngine,
+    ToGateway,
+)
+
+log = logging.getLogger(__name__)
 
 
 class Outbox:
-    """Hands commands to the scheduler and results to whoever asked. Forgets a gateway that falls silent."""
+    """Hands commands to the scheduler and results to whoever asked."""
 
     def __init__(
         self,
@@ -32,13 +51,18 @@ class Outbox:
         """When each gateway was last heard."""
         self._told: dict[bytes, float] = {}
         """When each gateway was last sent something; one that is new was told nothing yet."""
+        self._dropped: set[bytes] = set()
+        """Gateways that are to connect anew; one that does has a new name here."""
         self._steps = 0
         self._broadcast_bytes = 0
 
     def take(self, arrivals: Sequence[tuple[bytes, ToEngine]]) -> None:
-        """Apply what gateways sent, and drop the requests of those that have been silent for too long."""
+        """Apply what gateways sent, and drop those that have been silent for too long."""
         now = self._clock()
         for peer, message in arrivals:
+            if peer in self._dropped:
+                self._link.send(peer, Dropped(generation=self._generation, stats=self.stats()))
+                continue
             self._heard[peer] = now
             match message:
                 case Submit():
@@ -48,9 +72,7 @@ class Outbox:
                 case Beat():
                     pass
         for peer in [peer for peer, heard in self._heard.items() if now - heard > self._peer_timeout_s]:
-            self._scheduler.cancel_owner(peer)
-            del self._heard[peer]
-            self._told.pop(peer, None)
+            self._drop(peer, f"was silent for {self._peer_timeout_s:g} s")
 
     def _submit(self, peer: bytes, submit: Submit) -> None:
         ended = self._scheduler.add(submit, peer)
@@ -66,14 +88,25 @@ class Outbox:
 
     def pulse(self) -> None:
         """Tell the gateways that were sent nothing for a while, or nothing ever, that rank 0 lives."""
-        due = self._clock() - HEARTBEAT_S / 2
-        for peer in self._heard:
+        due = self._clock() - LONGEST_SILENCE_S / 2
+        for peer in list(self._heard):
             if self._told.get(peer, float("-inf")) < due:
                 self._send(peer, Pulse(generation=self._generation, stats=self.stats()))
 
     def _send(self, peer: bytes, message: ToGateway) -> None:
-        self._link.send(peer, message)
-        self._told[peer] = self._clock()
+        if peer in self._dropped:
+            return
+        if self._link.send(peer, message):
+            self._told[peer] = self._clock()
+        else:
+            self._drop(peer, "is gone, or does not read")
+
+    def _drop(self, peer: bytes, reason: str) -> None:
+        log.warning("a gateway %s: its requests are dropped", reason)
+        self._scheduler.cancel_owner(peer)
+        self._dropped.add(peer)
+        self._heard.pop(peer, None)
+        self._told.pop(peer, None)
 
     def account(self, sent: int, **seconds: float) -> None:
         """Add a step's broadcast bytes and its seconds by phase."""

@@ -24,11 +24,19 @@ class Runner:
         self._mirror = Mirror(block_size)
         self.seconds: defaultdict[str, float] = defaultdict(float)
         """Time spent so far, by phase: forward, sample."""
+        self.busy_since: float | None = None
+        """When the step that runs began, in `time.monotonic`; None between steps."""
         model.attach(attention)
 
-    @torch.inference_mode()
     def execute(self, plan: StepPlan) -> Sampled:
         """Apply the plan, compute its rows, draw their next tokens. Collective where the plan has rows."""
+        self.busy_since = time.monotonic()
+        sampled = self._execute(plan)
+        self.busy_since = None
+        return sampled
+
+    @torch.inference_mode()
+    def _execute(self, plan: StepPlan) -> Sampled:
         began = time.perf_counter()
         self._mirror.apply(plan)
         rows = self._mirror.rows(plan)

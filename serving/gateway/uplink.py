@@ -1,7 +1,8 @@
 """Follows the group from one generation to the next, and keeps the one link that counts.
 
-What it hears goes to its `Listener`. A link ends when the group says that the generation is over, or when it has been
-silent for `fault.peer_timeout_s`; then the same generation may be tried again over a new link.
+What it hears goes to its `Listener`. A link that is silent for `fault.peer_timeout_s` no longer counts as ready: rank 0
+hangs, or a step is long. It ends when the group says that the generation is over, when rank 0 has dropped this gateway,
+or when it was silent for longer than any step may take; then the same generation is tried again over a new link.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ from typing import Protocol
 from serving.config import FaultConfig
 from serving.gateway.totals import Totals
 from serving.link import LinkClient, LinkLost
-from serving.messages import Beat, EngineStats, Snapshot, StepOutput, ToEngine
+from serving.messages import Beat, Dropped, EngineStats, Snapshot, StepOutput, ToEngine
 
 log = logging.getLogger(__name__)
 
@@ -69,8 +70,8 @@ class Uplink:
 
     @property
     def ready(self) -> bool:
-        """Has the generation that counts been heard on the link that stands?"""
-        return self._link is not None and self._heard
+        """Has the generation that counts been heard on the link that stands, and lately?"""
+        return self._link is not None and self._heard and not self._silent_for(self._fault.peer_timeout_s)
 
     @property
     def linked(self) -> bool:
@@ -148,6 +149,9 @@ class Uplink:
                 continue
             self._heard = self.ever_ready = True
             self._heard_at = time.monotonic()
+            if isinstance(message, Dropped):
+                self._try_again("rank 0 had not heard this gateway for too long")
+                return
             self.totals.add(generation, message.stats)
             if isinstance(message, StepOutput):
                 self._listener.on_output(message)
@@ -181,13 +185,20 @@ class Uplink:
             self.send(Beat())
 
     def _mind_the_silence(self) -> None:
-        now = time.monotonic()
-        if self._link is not None and now - self._heard_at > self._fault.peer_timeout_s:
-            self._lose(f"rank 0 was silent for {self._fault.peer_timeout_s:g} s")
-            if self.snapshot is not None and self.snapshot.state == "ready":
-                self._connect(self.snapshot)
-        elif self._link is None and now - self._lost_at > self._fault.restart_window_s:
+        longest = self._fault.step_timeout_s + self._fault.peer_timeout_s
+        if self._link is not None and self._silent_for(longest):
+            self._try_again(f"rank 0 was silent for {longest:g} s")
+        elif self._link is None and time.monotonic() - self._lost_at > self._fault.restart_window_s:
             self._listener.on_end(f"the group has been gone for {self._fault.restart_window_s:g} s")
+
+    def _silent_for(self, seconds: float) -> bool:
+        return time.monotonic() - self._heard_at > seconds
+
+    def _try_again(self, reason: str) -> None:
+        """The same generation, over a new link."""
+        self._lose(reason)
+        if self.snapshot is not None and self.snapshot.state == "ready":
+            self._connect(self.snapshot)
 
 
 def end_reason(snapshot: Snapshot) -> str:

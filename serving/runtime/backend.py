@@ -30,11 +30,23 @@ disk long after the others. Steps have their own, shorter limits."""
 class GroupBackend(_TorchBackend):  # type: ignore[misc]
     """Torch's backend with the generation and the network settled first."""
 
+    _formed = 0
+    """The last generation that this Train run has formed; the registry may have lost its memory since."""
+
     def on_start(self, worker_group: Any, backend_config: "GroupTorchConfig") -> None:
         """Form a generation. Raises `GroupFailed` when none may be formed any more."""
+        held = worker_group.get_worker_group_state().placement_group_handle
+        try:
+            self._form(worker_group, backend_config, held.placement_group.id.hex())
+        except Exception:
+            held.shutdown()  # Train forgets it, and the next group would wait for what is held for nobody
+            raise
+
+    def _form(self, worker_group: Any, backend_config: "GroupTorchConfig", placement_group: str) -> None:
         registry = RegistryClient(backend_config.group)
         places = worker_group.execute(_settle)
-        generation = registry.form([_rank_info(rank, place) for rank, place in enumerate(places)])
+        ranks = [_rank_info(rank, place) for rank, place in enumerate(places)]
+        generation = self._formed = registry.form(ranks, placement_group, self._formed)
         worker_group.execute(_remember, generation, on_one_machine(places))
         try:
             super().on_start(worker_group, backend_config)

@@ -1,17 +1,23 @@
 """The worker group as one Ray Train run: `TorchTrainer` restarts it, the registry says for how long."""
 
+import logging
 import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import ray.train
+from ray import PlacementGroupID
 from ray.exceptions import RayActorError
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.util import remove_placement_group
+from ray.util.placement_group import PlacementGroup
 
 from serving.config import Config
 from serving.errors import GroupFailed
 from serving.runtime.backend import GroupTorchConfig
+from serving.runtime.nursery import through_nursery
 from serving.runtime.reasons import cause_of_death, first_line
 from serving.runtime.registry import RegistryClient, open_registry
 from serving.runtime.worker import run_rank
@@ -27,6 +33,8 @@ no trial folders or training metrics. What the user has set stays."""
 
 UNLIMITED = -1
 
+logger = logging.getLogger(__name__)
+
 
 class FailureWatch(ray.train.UserCallback):  # type: ignore[misc]
     """In the Train controller: tells the registry which ranks died, and ends the run when that was once too often."""
@@ -37,15 +45,33 @@ class FailureWatch(ray.train.UserCallback):  # type: ignore[misc]
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
         """Called between the failure and Train's restart; raising here ends the run for good."""
         registry = RegistryClient(self._group)
-        generation = registry.changed().generation
+        snapshot = registry.changed()
+        told = {info.rank for info in snapshot.ranks if info.gave_up}
         for rank, error in sorted(worker_exceptions.items()):
             failure = getattr(error, "health_check_failure", error)
-            died = isinstance(failure, RayActorError)
+            died = isinstance(failure, RayActorError) and rank not in told
             reason = f"rank {rank}'s process died: {cause_of_death(failure)}" if died else f"rank {rank} failed"
-            registry.fail(generation, reason, collateral=not died)
+            registry.fail(snapshot.generation, reason, collateral=not died)
         snapshot = registry.changed()
         if snapshot.state in {"failed", "stopped"}:
             raise GroupFailed(snapshot.first_failure or "the group failed")
+
+
+class Release(WorkerGroupCallback):  # type: ignore[misc]
+    """In the Train controller: gives back what the last generation held, where Train has not.
+
+    It forgets a group that broke while it was started, and its own cleaner for lost controllers needs Ray's dashboard.
+    The next group would wait for ever for what is held for nobody.
+    """
+
+    def __init__(self, group: str) -> None:
+        self._group = group
+
+    def before_worker_group_start(self, worker_group_context: Any) -> None:  # noqa: ARG002
+        """Called before anything is asked of the cluster."""
+        held = RegistryClient(self._group).changed().placement_group
+        if held is not None:
+            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(held))))
 
 
 def run_group(config: Config, *, deploys: bool) -> None:
@@ -55,14 +81,29 @@ def run_group(config: Config, *, deploys: bool) -> None:
     with the first failure's reason when it broke too often or cannot work at all.
     """
     registry = open_registry(config)
-    for variable, value in TRAIN_SETTINGS.items():
+    # A rank that is stopped while it loads is noticed by nobody else: its peers wait for it, rightly and for long.
+    settings = TRAIN_SETTINGS | {"RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(config.fault.step_timeout_s)}
+    for variable, value in settings.items():
         os.environ.setdefault(variable, value)
+    while not _run_once(config, registry, deploys=deploys):
+        logger.warning("the Train run broke; the group is formed anew by another")
+
+
+def _run_once(config: Config, registry: RegistryClient, *, deploys: bool) -> bool:
+    """One Train run to its end. False when it broke and may be tried again. Raises `GroupFailed`.
+
+    Train sees to ranks that fail; it does not survive the loss of its controller, nor that of a rank in the moment
+    between the making of the process group and the start of the train function.
+    """
     try:
         make_trainer(config, deploys=deploys).fit()
     except Exception as error:
-        registry.fail(registry.changed().generation, first_line(error), final=True, collateral=True)
-        reason = registry.changed().first_failure or first_line(error)
-        raise GroupFailed(reason) from error
+        lost = isinstance(error, RayActorError)
+        reason = f"Train's controller died: {cause_of_death(error)}" if lost else first_line(error)
+        if registry.fail(registry.changed().generation, reason, collateral=not lost, again=True):
+            return False
+        raise GroupFailed(registry.changed().first_failure or reason) from error
+    return True
 
 
 def make_trainer(config: Config, *, deploys: bool) -> TorchTrainer:
@@ -86,7 +127,8 @@ def make_trainer(config: Config, *, deploys: bool) -> TorchTrainer:
             name=config.name,
             storage_path=str(Path(tempfile.gettempdir()) / "gangway-runs"),
             failure_config=ray.train.FailureConfig(max_failures=UNLIMITED, controller_failure_limit=UNLIMITED),
-            callbacks=[FailureWatch(config.name)],
+            callbacks=[FailureWatch(config.name), Release(config.name)],
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+            worker_runtime_env={} if parallel.gpus_per_rank else through_nursery(),
         ),
     )

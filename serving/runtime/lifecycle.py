@@ -45,14 +45,17 @@ class Lifecycle:
         """No further generation will be formed."""
         return self.snapshot.state in {"draining", "failed", "stopped"}
 
-    def form(self, ranks: Sequence[RankInfo]) -> int:
-        """A new generation starts to load; returns its number. Raises `IllegalTransition` when none may be formed."""
+    def form(self, ranks: Sequence[RankInfo], placement_group: str | None = None, after: int = 0) -> int:
+        """A new generation starts to load; returns its number, which is over `after`: what is formed knows its past,
+        where this record may have lost it. Raises `IllegalTransition` when none may be formed.
+        """
         before = self.snapshot
         moved = before.state in {"loading", "ready"}
         self._enter(
             "loading",
-            generation=before.generation + 1,
+            generation=max(before.generation, after) + 1,
             ranks=list(ranks),
+            placement_group=placement_group,
             endpoint=None,
             restarts=before.restarts + (1 if moved else 0),
         )
@@ -67,24 +70,27 @@ class Lifecycle:
             self._change(ranks=ranks)
 
     def ready(self, generation: int, endpoint: Endpoint) -> None:
-        """The generation computes, and rank 0 listens at `endpoint`."""
-        if generation != self.snapshot.generation or self.snapshot.state in {"restarting", "failed", "stopped"}:
+        """The generation computes, and rank 0 listens at `endpoint`. Being told twice is nothing special."""
+        if generation != self.snapshot.generation or self.snapshot.state not in {"loading", "draining"}:
             return
         if self.snapshot.state == "draining":
             self._change(endpoint=endpoint)
         else:
             self._enter("ready", endpoint=endpoint)
 
-    def fail(self, generation: int, reason: str, *, final: bool = False, collateral: bool = False) -> bool:
+    def fail(
+        self, generation: int, reason: str, *, final: bool = False, collateral: bool = False, again: bool = False
+    ) -> bool:
         """A generation broke; returns whether another may be formed.
 
         A generation breaks once, however many ranks say so. The first reason is kept, except that a rank which only
-        lost its peer (`collateral`) gives way to the peer's own reason. `final`: forming again would not help.
+        lost its peer (`collateral`) gives way to the peer's own reason. `final`: forming again would not help. `again`:
+        an attempt to form the next one broke, which counts by itself.
         """
         now = self.snapshot
         if generation < now.generation or now.state in {"failed", "stopped"}:
             return not self.ended
-        if now.state == "restarting" and generation == now.generation:
+        if now.state == "restarting" and generation == now.generation and not again:
             self._amend(reason, final=final, collateral=collateral)
         else:
             self._break(reason, final=final, collateral=collateral)
@@ -100,9 +106,14 @@ class Lifecycle:
             self._enter("stopped", endpoint=None)
 
     def restore(self, known: Snapshot) -> None:
-        """Take over what rank 0 still knows, after the registry's process was lost with its memory."""
+        """Take over what rank 0 still knows, after the registry's process was lost with its memory.
+
+        An end that was told since stays.
+        """
         if self.snapshot.generation == 0 and known.generation > 0:
-            self.snapshot = msgspec.structs.replace(known, version=max(known.version, self.snapshot.version) + 1)
+            state = self.snapshot.state if self.ended else known.state
+            version = max(known.version, self.snapshot.version) + 1
+            self.snapshot = msgspec.structs.replace(known, version=version, state=state)
 
     def _break(self, reason: str, *, final: bool, collateral: bool) -> None:
         now = self._clock()

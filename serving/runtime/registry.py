@@ -70,9 +70,9 @@ class RegistryClient:
         actor = self._find()
         return decode_snapshot(self._get(actor.changed.remote(after_version, timeout_s), timeout_s))
 
-    def form(self, ranks: Sequence[RankInfo]) -> int:
+    def form(self, ranks: Sequence[RankInfo], placement_group: str, after: int = 0) -> int:
         """See `Lifecycle.form`."""
-        return int(self._tell("form", list(ranks)))
+        return int(self._tell("form", list(ranks), placement_group, after))
 
     def report(self, generation: int, info: RankInfo) -> None:
         """See `Lifecycle.report`. Does not wait: a report that is lost is followed by another."""
@@ -82,9 +82,11 @@ class RegistryClient:
         """See `Lifecycle.ready`."""
         self._tell("ready", generation, endpoint)
 
-    def fail(self, generation: int, reason: str, *, final: bool = False, collateral: bool = False) -> bool:
+    def fail(
+        self, generation: int, reason: str, *, final: bool = False, collateral: bool = False, again: bool = False
+    ) -> bool:
         """See `Lifecycle.fail`."""
-        return bool(self._tell("fail", generation, reason, final=final, collateral=collateral))
+        return bool(self._tell("fail", generation, reason, final=final, collateral=collateral, again=again))
 
     def drain(self) -> None:
         """See `Lifecycle.drain`."""

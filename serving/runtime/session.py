@@ -44,11 +44,21 @@ def require_room(config: Config) -> None:
         raise OperatorError(missing)
 
 
+def need_of_a_rank(parallel: ParallelConfig) -> dict[str, int]:
+    """Resource name -> amount."""
+    amounts = {"CPU": parallel.cpus_per_rank, "GPU": parallel.gpus_per_rank}
+    return {name: amount for name, amount in amounts.items() if amount}
+
+
+def ranks_that_fit(node: Mapping[str, float], need: Mapping[str, int]) -> int:
+    """How many ranks an empty node could hold."""
+    return min(int(node.get(name, 0) // amount) for name, amount in need.items())
+
+
 def missing_room(nodes: Sequence[Mapping[str, float]], parallel: ParallelConfig) -> str | None:
     """What these nodes (each: resource name -> amount in all) lack to hold every rank; None when they suffice."""
-    amounts = {"CPU": parallel.cpus_per_rank, "GPU": parallel.gpus_per_rank}
-    need = {name: amount for name, amount in amounts.items() if amount}
-    fits = [min(int(node.get(name, 0) // amount) for name, amount in need.items()) for node in nodes]
+    need = need_of_a_rank(parallel)
+    fits = [ranks_that_fit(node, need) for node in nodes]
     strict = parallel.placement == "STRICT_SPREAD"
     ranks = sum(min(fit, 1) if strict else fit for fit in fits)
     if ranks >= parallel.tensor_parallel_size:

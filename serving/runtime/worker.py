@@ -5,10 +5,12 @@ registry and raised again, so that Train forms the group anew. The supervisor an
 module too, to hand the function on: what takes seconds to import is imported where it is used.
 """
 
+import faulthandler
 import logging
 import os
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -23,14 +25,18 @@ from serving.errors import ModelError, PeerLost
 from serving.link import LinkServer
 from serving.messages import RankInfo, Snapshot
 from serving.runtime.backend import GENERATION, ONE_MACHINE
+from serving.runtime.nursery import retire
 from serving.runtime.reasons import first_line
 from serving.runtime.registry import RegistryClient
+from serving.runtime.spares import Spares
 
 if TYPE_CHECKING:
     from serving.engine.engine import Engine
 
 PROGRESS_INTERVAL_S = 0.25
 REFRESH_INTERVAL_S = 5.0
+LAST_WORDS_S = 1.0
+"""How long a rank that gives up tries to say why."""
 RSS_STEP_BYTES = 16 * 1024 * 1024
 """A change of memory that is worth telling."""
 
@@ -49,6 +55,7 @@ def run_rank(settings: dict[str, Any]) -> None:
     except Exception as error:
         rank.fail(error)
         raise
+    retire()
 
 
 class Rank:
@@ -96,6 +103,7 @@ class Rank:
             self.generation,
             self.device,
             self.progress,
+            self.give_up,
         )
         seconds = time.monotonic() - self._began
         self.tell(shard_bytes=engine.shard_bytes, loaded_bytes=engine.shard_bytes, load_seconds=seconds)
@@ -133,6 +141,23 @@ class Rank:
         except UNREACHABLE as unreachable:
             self.log("cannot reach the registry", error=first_line(unreachable))
 
+    def give_up(self, reason: str, waiting: bool) -> None:
+        """End this process now, whatever its threads are doing; the registry is told if it listens.
+
+        `waiting`: this rank is well and waits for one that is not.
+        """
+        reason = f"rank {self.info.rank} on {self.info.ip}: {reason}"
+        logger.error("generation %d, %s", self.generation, reason)
+        telling = threading.Thread(target=self._tell_end, args=(reason, waiting), daemon=True)
+        telling.start()
+        telling.join(LAST_WORDS_S)
+        faulthandler.dump_traceback()
+        os._exit(1)
+
+    def _tell_end(self, reason: str, waiting: bool) -> None:
+        self.tell(gave_up=reason)
+        self.registry.fail(self.generation, reason, collateral=waiting)
+
     def log(self, event: str, **facts: object) -> None:
         """One readable line with the rank."""
         details = " ".join(f"{key}={value}" for key, value in facts.items())
@@ -151,6 +176,8 @@ class Leader:
         self._deploys = deploys
         self._stop = threading.Event()
         self._loaded = threading.Event()
+        self._ready = False
+        """Loaded, and the application stands."""
         self._error: Exception | None = None
 
     def run(self) -> None:
@@ -185,25 +212,51 @@ class Leader:
                 ensure_application(self._rank.config, self._rank.info.node_id)
             self._loaded.wait()
             if self._link is not None and not self._stop.is_set():
-                self._rank.registry.ready(self._rank.generation, self._link.endpoint)
+                self._ready = True
+                with suppress(*UNREACHABLE):  # `_watch` tells it once it is back
+                    self._tell_ready()
                 self._rank.log("is ready")
+                threading.Thread(target=self._keep_spares, daemon=True).start()
         except Exception as error:  # the thread's end is the group's: raised again by `run`
             self._error = error
             self._stop.set()
+
+    def _tell_ready(self) -> None:
+        assert self._link is not None
+        self._rank.registry.ready(self._rank.generation, self._link.endpoint)
+
+    def _keep_spares(self) -> None:
+        """Until the end, on clusters with more nodes than the group uses. Ranks with GPUs have no nursery."""
+        config = self._rank.config
+        if not config.fault.warm_spares or config.parallel.gpus_per_rank:
+            return
+        spares = Spares(config.parallel, {info.node_id for info in self._rank.registry.changed().ranks})
+        while not self._stop.is_set():
+            try:
+                spares.refresh()
+            except Exception as error:  # no spare is no reason to stop serving
+                logger.warning("spare nodes cannot be kept ready: %s", first_line(error))
+            self._stop.wait(REFRESH_INTERVAL_S)
 
     def _watch(self) -> None:
         """Follow the registry's state; give a registry that has lost its memory what this rank knows."""
         known: Snapshot | None = None
         while not self._stop.is_set():
             try:
-                snapshot = self._rank.registry.changed(known.version if known else -1, REFRESH_INTERVAL_S)
+                known = self._follow(known)
             except UNREACHABLE:
                 self._stop.wait(1.0)
-                continue
-            if known is not None and snapshot.generation < known.generation:
-                self._rank.registry.restore(known)
-                continue
-            known = snapshot
-            self._rank.refresh_rss()
-            if snapshot.state in {"failed", "stopped"}:
-                self._stop.set()
+
+    def _follow(self, known: Snapshot | None) -> Snapshot:
+        """Wait for a change and act on it; returns what is known now."""
+        registry = self._rank.registry
+        snapshot = registry.changed(known.version if known else -1, REFRESH_INTERVAL_S)
+        if known is not None and snapshot.generation < known.generation:
+            registry.restore(known)
+            return known
+        if self._ready and (snapshot.state, snapshot.generation) == ("loading", self._rank.generation):
+            self._tell_ready()  # it was told before, and has forgotten
+        self._rank.refresh_rss()
+        if snapshot.state in {"failed", "stopped"}:
+            self._stop.set()
+        return snapshot

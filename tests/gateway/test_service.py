@@ -106,7 +106,7 @@ async def test_requests_wait_through_a_restart_and_the_queue_is_bounded(service:
     assert len(service.journal) == 0
 
 
-async def test_a_silent_rank_0_is_left_and_tried_again(
+async def test_a_silent_rank_0_is_not_ready_and_keeps_its_requests(
     service: Service, group: FakeGroup, tokenizer: Tokenizer
 ) -> None:
     engine = group.engine
@@ -115,6 +115,21 @@ async def test_a_silent_rank_0_is_left_and_tried_again(
     reader = asyncio.create_task(texts(service.generate(request())))
     await until(lambda: not service.ready)
     engine.silent = False
+    assert await reader == {0: tokenizer.decode(answer(1, PROMPT, 8))}
+    assert len(engine.submitted) == 1
+
+
+async def test_a_gateway_that_rank_0_has_dropped_submits_again(
+    service: Service, group: FakeGroup, tokenizer: Tokenizer
+) -> None:
+    engine = group.engine
+    assert engine is not None
+    group.behaviour.max_emitted = 2
+    reader = asyncio.create_task(texts(service.generate(request())))
+    await until(lambda: bool(engine.running))
+    engine.drops = True
+    await until(lambda: len(engine.submitted) == 2)
+    group.behaviour.max_emitted = 10**9
     assert await reader == {0: tokenizer.decode(answer(1, PROMPT, 8))}
 
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from serving.config import FaultConfig
@@ -17,7 +19,7 @@ class Clock:
         return self.now
 
 
-def rank(number: int, **facts: int) -> RankInfo:
+def rank(number: int, **facts: Any) -> RankInfo:
     return RankInfo(rank=number, node_id="n", ip="10.0.0.1", pid=number, device="cpu", **facts)
 
 
@@ -190,3 +192,29 @@ def test_a_registry_with_a_memory_of_its_own_keeps_it() -> None:
     before = life.snapshot
     life.restore(Snapshot(version=30, generation=3, state="ready"))
     assert life.snapshot is before
+
+
+def test_a_registry_that_was_told_to_drain_while_it_had_no_memory_drains() -> None:
+    life = Lifecycle(LIMITS, Clock())
+    life.drain()
+    life.restore(Snapshot(version=30, generation=3, state="ready", endpoint=ENDPOINT))
+    assert (life.snapshot.state, life.snapshot.endpoint) == ("draining", ENDPOINT)
+
+
+def test_a_generation_that_is_formed_without_memory_counts_on_from_what_formed_it_knows() -> None:
+    life = Lifecycle(LIMITS, Clock())
+    assert life.form([rank(0)], after=7) == 8
+
+
+def test_a_generation_that_is_told_ready_twice_is_ready_once() -> None:
+    life = formed()
+    life.ready(1, ENDPOINT)
+    before = life.snapshot
+    life.ready(1, ENDPOINT)
+    assert life.snapshot is before
+
+
+def test_attempts_that_break_before_they_form_a_generation_count_until_the_group_has_failed() -> None:
+    life = formed(Clock())
+    assert [life.fail(1, f"attempt {number}", again=True) for number in range(4)] == [True, True, False, False]
+    assert (life.snapshot.state, life.snapshot.first_failure) == ("failed", "attempt 0")

@@ -39,19 +39,19 @@ def registry(config: Config) -> Iterator[RegistryClient]:
 
 
 def test_a_registry_is_made_once_and_found_by_its_name(registry: RegistryClient, config: Config) -> None:
-    registry.form([RANK])
+    registry.form([RANK], "0a")
     assert open_registry(config).changed().generation == 1
     assert RegistryClient(config.name).changed().generation == 1
 
 
 def test_events_go_through_the_table_and_illegal_ones_come_back_as_errors(registry: RegistryClient) -> None:
-    generation = registry.form([RANK])
+    generation = registry.form([RANK], "0a")
     registry.ready(generation, ENDPOINT)
     assert registry.changed().endpoint == ENDPOINT
     assert registry.fail(generation, "broke") is True
     registry.stop()
     with pytest.raises(IllegalTransition):
-        registry.form([RANK])
+        registry.form([RANK], "0a")
 
 
 async def test_a_long_poll_returns_as_soon_as_something_changes(registry: RegistryClient, config: Config) -> None:
@@ -59,7 +59,7 @@ async def test_a_long_poll_returns_as_soon_as_something_changes(registry: Regist
     before = await view.changed(-1, 0.0)
     assert before is not None
     waiting = asyncio.create_task(view.changed(before.version, 60.0))
-    await asyncio.to_thread(registry.form, [RANK])
+    await asyncio.to_thread(registry.form, [RANK], "0a")
     after = await waiting
     assert after is not None
     assert after.state == "loading"
@@ -85,7 +85,7 @@ async def test_a_view_of_no_registry_sees_none_until_there_is_one(config: Config
 async def test_a_registry_whose_process_dies_starts_empty_and_takes_back_what_rank_0_knows(
     registry: RegistryClient, config: Config
 ) -> None:
-    registry.form([RANK])
+    registry.form([RANK], "0a")
     known = registry.changed()
     actor = ray.get_actor(registry_name(config.name), namespace=NAMESPACE)
     os.kill(ray.get(actor.__ray_call__.remote(lambda _: os.getpid())), signal.SIGKILL)

@@ -1,0 +1,119 @@
+"""What notices that a rank is gone or hangs: on real ranks that die, stop and sleep."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from serving.engine.collectives import Collectives
+from serving.engine.heartbeat import Heartbeat
+from serving.engine.watchdog import Watchdog
+from tests.distributed.ranks import RankPool, RanksFailed
+
+PATIENCE_S = 60.0
+"""Safety only."""
+
+
+@pytest.fixture
+def pair() -> Iterator[RankPool]:
+    """Two ranks of this test alone: it ends one of them."""
+    pool = RankPool(2)
+    yield pool
+    pool.close()
+
+
+def beat_together(_: Collectives) -> list[str]:
+    """On a rank: what it noticed while all was well."""
+    losses: list[str] = []
+    with Heartbeat(5.0, losses.append):
+        dist.barrier()
+    return losses
+
+
+def test_a_block_ends_on_all_ranks_together_and_nobody_is_missed(ranks3: RankPool) -> None:
+    assert ranks3.run(beat_together) == [[], [], []]
+
+
+def outlive(collectives: Collectives, number: int, timeout_s: float) -> Any:
+    """On a rank: rank 1 sends itself a signal; what the other notices of it."""
+    lost = threading.Event()
+    reasons: list[str] = []
+
+    def on_loss(reason: str) -> None:
+        reasons.append(reason)
+        lost.set()
+
+    heartbeat = Heartbeat(timeout_s, on_loss)
+    heartbeat.__enter__()
+    if collectives.rank == 1:
+        os.kill(os.getpid(), number)
+    return lost.wait(PATIENCE_S) and reasons
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_rank_that_dies_or_is_stopped_is_noticed_by_its_peer(pair: RankPool, number: int) -> None:
+    with pytest.raises(RanksFailed) as failed:
+        pair.run(outlive, number, 1.0, timeout_s=10.0)
+    assert set(failed.value.errors) <= {1}, failed.value
+    assert "rank 0" not in str(failed.value)
+
+
+def sleep_in_a_step(collectives: Collectives) -> tuple[str, bool]:
+    """On a rank: a step that does not end, and what the watchdog says of it."""
+    began = time.monotonic()
+    said: list[tuple[str, bool]] = []
+    woken = threading.Event()
+
+    def on_hang(reason: str, waiting: bool) -> None:
+        said.append((reason, waiting))
+        woken.set()
+
+    with Watchdog(0.5, lambda: began, on_hang):
+        if collectives.rank == 1:
+            collectives_py_wait(woken)
+        else:
+            hang(woken)
+    return said[0]
+
+
+def hang(woken: threading.Event) -> None:
+    woken.wait(PATIENCE_S)
+
+
+def collectives_py_wait(woken: threading.Event) -> None:
+    """As if in the sum of a tensor, where a rank that is well waits for one that is not."""
+    code = compile("woken.wait(60)", "serving/engine/collectives.py", "exec")
+    exec(code, {"woken": woken})
+
+
+def test_a_step_that_does_not_end_is_told_from_one_that_waits_for_another_rank(ranks2: RankPool) -> None:
+    (hung, hung_waits), (waited, waited_waits) = ranks2.run(sleep_in_a_step)
+    assert not hung_waits
+    assert "hangs for over 0.5 s" in hung
+    assert waited_waits
+    assert "waits for another rank" in waited
+
+
+def hold_the_interpreter(collectives: Collectives) -> None:
+    """On rank 1: a call that never gives the interpreter back, so that no Python thread can run."""
+    if collectives.rank == 1:
+        began = time.monotonic()
+        with Watchdog(1.0, lambda: began, lambda reason, waiting: None):
+            deadlock_with_the_interpreter_held()
+
+
+def deadlock_with_the_interpreter_held() -> None:
+    import ctypes
+
+    ctypes.PyDLL(None).pause()  # PyDLL calls with the interpreter's lock held
+
+
+def test_a_step_that_holds_the_interpreter_is_ended_all_the_same(pair: RankPool) -> None:
+    with pytest.raises(RanksFailed) as failed:
+        pair.run(hold_the_interpreter, timeout_s=PATIENCE_S)
+    assert "rank 1: the process ended" in str(failed.value)

@@ -1,0 +1,127 @@
+"""What a group of two hosts, with a third to spare, does about every fault: it pauses, and goes on to the letter.
+
+The head of the cluster holds no rank, as under KubeRay. Each fault comes while 16 streams, greedy and seeded, and 8
+plain requests are in flight; `serving.drill` holds what they bring against an undisturbed run.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Any
+
+import httpx
+import pytest
+
+from serving.drill.faults import Fault, make_fault
+from serving.drill.recovery import Round
+from serving.drill.rounds import DrillPlan, run_drill
+from tests.e2e.server import CONFIG, MODEL, gangway
+from tests.hosts.cluster import Cluster
+from tests.hosts.conftest import Networks
+from tests.hosts.net import Host
+
+PEER_TIMEOUT_S = 5.0
+SETTINGS = (
+    f"model.path={MODEL}",
+    "model.dtype=float32",
+    "parallel.placement=STRICT_SPREAD",
+    "fault.max_restarts=100",
+    f"fault.peer_timeout_s={PEER_TIMEOUT_S}",
+    "http.host=0.0.0.0",
+    "security.insecure=true",
+)
+TELL = print
+
+
+class Served:
+    """A group that serves on hosts; its application is reached through the head."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.url = f"http://{cluster.head.address}:8000"
+        overrides = [part for setting in SETTINGS for part in ("--set", setting)]
+        command = gangway("serve", CONFIG, "--address", cluster.address, *overrides)
+        self.process = cluster.head.run(*command, **cluster.environment)
+        self.process.wait_for_line("ready at")
+
+    def status(self) -> Any:
+        return httpx.get(f"{self.url}/v1/status", timeout=10).json()
+
+    def host_of(self, rank: int) -> Host:
+        return self.host_at(self.status()["ranks"][rank]["ip"])
+
+    def host_at(self, address: str) -> Host:
+        return next(host for host in self.cluster.network.hosts if host.address == address)
+
+    def revive(self, host: Host) -> None:
+        """Bring back a host that was cut off or killed, and wait until all are there."""
+        host.join()
+        self.cluster.start(host)
+        self.cluster.wait_until_alive(*self.cluster.network.hosts)
+
+
+@pytest.fixture(scope="module")
+def served(network: Networks) -> Iterator[Served]:
+    with closing(Cluster(network(4), head_cpus=0)) as cluster:
+        yield Served(cluster)
+
+
+class HostFault:
+    """Done to the host of rank 1, and undone by `undo`."""
+
+    def __init__(
+        self, served: Served, do: Callable[[Host], None], undo: Callable[[Host], None], *, restarts: bool
+    ) -> None:
+        self.name = do.__name__
+        self.restarts = restarts
+        self._served, self._do, self._undo = served, do, undo
+
+    def aim(self, status: dict[str, Any]) -> None:
+        self._host = self._served.host_at(status["ranks"][1]["ip"])
+
+    async def strike(self) -> None:
+        self._do(self._host)
+
+    async def heal(self, *, restarted: bool) -> None:
+        self._undo(self._host)
+
+
+async def drilled(served: Served, fault: Fault, heal_after_s: float | None = None) -> Round:
+    """One round; everything is whole and right at its end, and nothing is left in the queue or in use."""
+    plan = DrillPlan(
+        url=served.url, fault=fault, times=1, max_tokens=100, heal_after_s=heal_after_s, timeout_s=120.0, wait_s=60.0
+    )
+    report = await run_drill(plan, TELL)
+    TELL(report.rounds[0].timeline)
+    assert report.verdict() is None
+    assert report.rounds[0].in_flight == 24
+    return report.rounds[0]
+
+
+async def test_a_follower_that_is_killed(served: Served) -> None:
+    done = await drilled(served, make_fault("kill-rank1", None, None))
+    assert done.timeline.resumed is not None
+
+
+async def test_a_follower_that_is_stopped(served: Served) -> None:
+    done = await drilled(served, make_fault("stop-rank1", None, None))
+    assert done.timeline.resumed is not None
+
+
+async def test_a_link_that_is_cut_and_restored_within_the_timeout(served: Served) -> None:
+    fault = HostFault(served, Host.cut, Host.join, restarts=False)
+    done = await drilled(served, fault, heal_after_s=PEER_TIMEOUT_S / 3)
+    assert done.timeline.restarted is None
+
+
+async def test_a_link_that_is_cut_for_good_and_a_spare_host_takes_over(served: Served) -> None:
+    lost = served.host_of(1)
+    done = await drilled(served, HostFault(served, Host.cut, served.revive, restarts=True))
+    assert done.timeline.resumed is not None
+    assert lost.address not in {rank["ip"] for rank in served.status()["ranks"]}
+
+
+async def test_a_host_that_dies_and_a_spare_host_takes_over(served: Served) -> None:
+    lost = served.host_of(1)
+    done = await drilled(served, HostFault(served, Host.kill, served.revive, restarts=True))
+    assert done.timeline.resumed is not None
+    assert lost.address not in {rank["ip"] for rank in served.status()["ranks"]}

@@ -1,0 +1,154 @@
+"""Processes forked by a nursery are what they would have been without one; this process stands for the raylet."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from serving.runtime import starter
+from serving.runtime.nursery import ADDRESS, hold
+from tests.e2e.server import eventually
+
+RETIRE = "from serving.runtime.nursery import retire; retire()"
+
+
+class Worker:
+    """A Python script, started as Ray starts the worker of a rank."""
+
+    def __init__(self, folder: Path, code: str, *arguments: str, **environment: str) -> None:
+        script = folder / "script.py"
+        script.write_text(code)
+        command = [sys.executable, "-I", "-S", starter.__file__, str(script), *arguments]
+        self.starter = subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, cwd=folder, env=dict(os.environ) | environment
+        )
+
+    def line(self) -> str:
+        assert self.starter.stdout is not None
+        return self.starter.stdout.readline().strip()
+
+    def end(self) -> int:
+        assert self.starter.stdout is not None
+        with self.starter.stdout:
+            return self.starter.wait(60)
+
+
+def nurseries() -> list[psutil.Process]:
+    """Those that belong to this process, and their forks, which go by the same name; the oldest first."""
+    return [
+        process
+        for process in psutil.process_iter()
+        if process.is_running() and _command(process)[1:3] == ["-m", "serving.runtime.nursery"]
+        if _command(process)[4] == str(os.getpid())
+    ]
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return []
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[socket.socket]:
+    """One for this file, held so that it stays."""
+    with hold(os.getpid()) as line:
+        yield line
+    for process in nurseries():
+        process.kill()
+        process.wait(60)
+
+
+DESCRIBE = """
+import json, os, sys
+print(json.dumps({
+    "arguments": sys.argv[1:], "folder": os.getcwd(), "word": os.environ.get("WORD"), "name": __name__,
+    "parent": os.getppid(), "imported": "torch" in sys.modules, "address": os.environ.get("GANGWAY_NURSERY"),
+    "threads": len(os.listdir("/proc/self/task")),
+}), flush=True)
+"""
+
+
+def described(folder: Path) -> Any:
+    worker = Worker(folder, DESCRIBE, "a", "b c", WORD="w")
+    facts = json.loads(worker.line())
+    assert worker.end() == 0
+    return facts
+
+
+@pytest.mark.usefixtures("nursery")
+def test_a_fork_has_its_starters_arguments_environment_and_folder_and_all_imports(tmp_path: Path) -> None:
+    facts = described(tmp_path)
+    assert (facts["arguments"], facts["word"], facts["name"]) == (["a", "b c"], "w", "__main__")
+    assert facts["folder"] == str(tmp_path)
+    assert facts["imported"]
+    assert facts["parent"] == nurseries()[0].pid
+    assert facts["address"] == str(starter.address(os.getpid()))
+
+
+@pytest.mark.usefixtures("nursery")
+def test_a_starter_ends_as_its_fork_does(tmp_path: Path) -> None:
+    assert Worker(tmp_path, "import sys; sys.exit(7)").end() == 7
+    assert Worker(tmp_path, "import os; os.kill(os.getpid(), 9)").end() == -signal.SIGKILL
+    assert Worker(tmp_path, "raise SystemExit").end() == 0
+
+
+@pytest.mark.usefixtures("nursery")
+def test_a_fork_ends_with_its_starter(tmp_path: Path) -> None:
+    worker = Worker(tmp_path, "import os, signal; print(os.getpid(), flush=True); signal.pause()")
+    fork = psutil.Process(int(worker.line()))
+    worker.starter.kill()
+    worker.end()
+    assert fork.wait(60) is None or not fork.is_running()
+
+
+@pytest.mark.usefixtures("nursery")
+def test_forks_run_side_by_side_and_share_nothing(tmp_path: Path) -> None:
+    draw = """
+import random, threading
+from ray._raylet import ObjectRef
+drawn = [str(random.random()), ObjectRef.from_random().hex()]
+other = threading.Thread(target=lambda: drawn.append(ObjectRef.from_random().hex()))
+other.start()
+other.join()
+print(*drawn, flush=True)
+"""
+    workers = [Worker(tmp_path, f"{draw}\nimport signal; signal.pause()") for _ in range(3)]
+    drawn = [worker.line().split() for worker in workers]
+    assert len({value for values in drawn for value in values}) == 9
+    for worker in workers:
+        worker.starter.kill()
+        worker.end()
+
+
+def test_a_nursery_that_is_told_to_retire_ends_with_its_last_fork(nursery: socket.socket, tmp_path: Path) -> None:
+    nursery.close()
+    worker = Worker(tmp_path, f"{RETIRE}; print('told', flush=True); import signal; signal.pause()")
+    assert worker.line() == "told"
+    assert nurseries()
+    worker.starter.kill()
+    worker.end()
+    eventually(lambda: not nurseries(), 60)
+    assert not starter.address(os.getpid()).exists()
+
+
+def test_a_worker_starts_without_a_nursery_when_none_can_be_started(tmp_path: Path) -> None:
+    in_the_way = starter.address(os.getpid())
+    in_the_way.mkdir()
+    try:
+        assert not described(tmp_path)["imported"]
+    finally:
+        in_the_way.rmdir()
+
+
+def test_the_address_is_known_to_forks_only() -> None:
+    assert ADDRESS not in os.environ
