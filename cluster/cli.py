@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from cluster.spec import ClusterSpec, load_spec
+from serving.config import load_config
 
 app = typer.Typer(
     name="cluster",
@@ -45,19 +46,26 @@ def plan(
     node: Annotated[str | None, typer.Option(help="A node as GPUs x GiB, such as 8x80.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Requests at a time.")] = None,
     context: Annotated[int | None, typer.Option(min=1, help="Tokens of each, prompt and answer.")] = None,
+    serving: Annotated[Path | None, typer.Option(help="Serving configuration to hold against it.")] = None,
     as_json: AsJson = False,
-) -> None:
-    """How many GPUs and nodes a model needs, and whether one node is enough. Works offline."""
+) -> int:
+    """How many GPUs and nodes a model needs, and whether one node is enough. Works offline.
+
+    With --serving also whether that configuration fits these GPUs: exit code 1 if it does not.
+    """
     from cluster.capacity import Load
+    from cluster.fit import fit
     from cluster.plan import plan_model
 
     usual = Load()
     load = Load(batch=batch or usual.batch, context=context or usual.context)
     answer = plan_model(model, gpu=gpu, node=node, load=load)
+    found = None if serving is None else fit(load_config(serving), answer)
     if as_json:
-        _print_json(answer.json())
+        _print_json(answer.json() | ({} if found is None else {"serving": found.json()}))
     else:
-        typer.echo(answer.text())
+        typer.echo("\n".join([answer.text(), *(["", f"{serving}:", *found.lines()] if found else [])]))
+    return int(found is not None and bool(found.problems))
 
 
 @app.command(epilog=f"Example: gangway cluster render {EXAMPLE} --out gang.yaml")
@@ -98,7 +106,7 @@ def doctor(
     as_json: AsJson = False,
 ) -> int:
     """Say whether this cluster can run this gang, and what to do where not. Changes nothing, except for --probe."""
-    from cluster.client import connect
+    from cluster.connection import connect
     from cluster.doctor import examine
     from cluster.facts import Reader
 
@@ -163,7 +171,7 @@ def _lifecycle(spec: ClusterSpec, kubeconfig: str | None, context: str | None, s
     """A lifecycle whose waits end early when something changes, as a context manager."""
     from contextlib import contextmanager
 
-    from cluster.client import connect
+    from cluster.connection import connect
     from cluster.lifecycle import Lifecycle
     from cluster.observe import Wakeups
     from cluster.snapshot import gang_of
@@ -208,7 +216,7 @@ def status(
     as_json: AsJson = False,
 ) -> int:
     """Show the gang by host: where each pod is, and what is wrong. Exit code 1 while it is not ready."""
-    from cluster.client import connect
+    from cluster.connection import connect
     from cluster.report import report
     from cluster.snapshot import gang_of
 
@@ -240,7 +248,7 @@ def logs(
     as_json: AsJson = False,
 ) -> None:
     """Print the log of one pod."""
-    from cluster.client import connect
+    from cluster.connection import connect
     from cluster.report import read_logs
     from cluster.snapshot import gang_of
 

@@ -1,5 +1,5 @@
-"""The door to the API server: the only module that imports `kubernetes`. Manifests stay dicts, typed models would drop
-what they do not know.
+"""Calls to the API server, over what `connection` has opened. Manifests stay dicts: typed models drop what they do not
+know.
 
 One place retries: a broken connection, 429 and 503 are tried again with growing pauses (or after the server's own
 `Retry-After`); every verb used here may be repeated. All other refusals become a `cluster.refusals` exception.
@@ -13,10 +13,8 @@ from typing import Any
 from urllib.parse import quote
 
 import urllib3
-from kubernetes import client as official
-from kubernetes import config as official_config
 
-from cluster.errors import AccessError, UnreachableError
+from cluster.errors import UnreachableError
 from cluster.kinds import EVENT, POD, SERVICE, Kind, Manifest, kind_of
 from cluster.names import MANAGER
 from cluster.refusals import Expired, Missing, refusal, refusal_of
@@ -36,46 +34,6 @@ class Change:
 
     kind: str
     obj: Manifest
-
-
-def connect(kubeconfig: str | None = None, context: str | None = None) -> "Client":
-    """A client for the kubeconfig's current context, else for the pod this runs in. Talks to nobody yet.
-
-    Raises:
-        AccessError: there is neither, or the file or context is wrong.
-    """
-    try:
-        api = official_config.new_client_from_config(kubeconfig, context, persist_config=False)
-        _, current = official_config.list_kube_config_contexts(kubeconfig)
-        chosen = current if context is None else _context(kubeconfig, context)
-        namespace = chosen["context"].get("namespace", "default")
-    except (official_config.ConfigException, OSError, StopIteration) as error:
-        if kubeconfig or context:
-            named = " ".join(part for part in (kubeconfig, context and f"(context {context})") if part)
-            raise AccessError(f"the kubeconfig {named} cannot be used: {error}") from error
-        api, namespace = _inside_a_pod(error), "default"
-    return Client(_without_retries(api), namespace=namespace)
-
-
-def _context(kubeconfig: str | None, context: str) -> Any:
-    contexts, _ = official_config.list_kube_config_contexts(kubeconfig)
-    return next(row for row in contexts if row["name"] == context)
-
-
-def _inside_a_pod(outside: Exception) -> Any:
-    configuration = official.Configuration()
-    try:
-        official_config.load_incluster_config(configuration)
-    except official_config.ConfigException as error:
-        text = f"no Kubernetes cluster is configured ({outside}, and this is not a pod)"
-        raise AccessError(text, fix="set KUBECONFIG or --kubeconfig until `kubectl get nodes` answers") from error
-    return official.ApiClient(configuration)
-
-
-def _without_retries(api: Any) -> Any:
-    """`Client` retries; urllib3 beneath must not, or pauses multiply."""
-    api.configuration.retries = False
-    return official.ApiClient(api.configuration)
 
 
 class Client:
@@ -175,11 +133,20 @@ class Client:
         """Events of a namespace, oldest first."""
         return tuple(sorted(self.list(EVENT, namespace), key=_event_time))
 
-    def through_service(self, service: str, port: int, path: str, namespace: str) -> tuple[int, str]:
-        """GET through the API server's proxy: the HTTP status and the body. Not retried: the caller is polling."""
+    def through_service(
+        self,
+        service: str,
+        port: int,
+        path: str,
+        namespace: str,
+        *,
+        method: str = "GET",
+        headers: dict[str, str] | None = None,
+    ) -> tuple[int, str]:
+        """Ask through the API server's proxy: the HTTP status (0: no answer) and the body. Not retried."""
         target = f"{SERVICE.path(namespace, f'{service}:{port}')}/proxy/{quote(path.lstrip('/'))}"
         try:
-            answer = self._once("GET", target, [], None, None, (5.0, 10.0))
+            answer = self._once(method, target, [], None, None, (5.0, 10.0), headers)
         except urllib3.exceptions.HTTPError as error:
             return 0, str(error)
         return answer.status, answer.read().decode(errors="replace")
@@ -262,8 +229,9 @@ class Client:
         body: Manifest | None,
         media: str | None,
         timeout_s: tuple[float, float],
+        more: dict[str, str] | None = None,
     ) -> Any:
-        headers = {"Accept": "application/json, */*"} | ({"Content-Type": media} if media else {})
+        headers = {"Accept": "application/json, */*"} | ({"Content-Type": media} if media else {}) | (more or {})
         request = self._api.param_serialize(
             method, path, query_params=query, header_params=headers, body=body, auth_settings=["BearerToken"]
         )

@@ -26,6 +26,8 @@ BAD_WAITS = (
     "CrashLoopBackOff",
 )
 MOUNT_EVENTS = ("FailedMount", "FailedAttachVolume")
+KEPT_OUT = "error trying to reach service"
+"""What the API server's proxy answers (with 503) when it has an address but no connection."""
 LOST_EVENTS = ("DeletedWorkerPod", "DeletedHeadPod", "Preempted", "Evicted", "NodeNotReady", "TaintManagerEviction")
 SCHEDULER_NAMES = {
     "volcano": "volcano",
@@ -240,8 +242,14 @@ def hang(snapshot: Snapshot) -> str:
     if ready < snapshot.gang.nodes or not is_true(snapshot.head, "Ready"):
         return f"{ready} of {snapshot.gang.nodes} pods with ranks are ready"
     told = " ".join(snapshot.health.text.split())[:200] or "nothing"
+    if not snapshot.health.status or KEPT_OUT in told:
+        return (
+            f"all pods are ready, yet /readyz does not answer the API server's proxy ({told}): a NetworkPolicy may "
+            "keep it out; add the control plane's addresses to network_policy.allow_cidrs, and see whether the model "
+            "is up with `gangway cluster logs`"
+        )
     return (
-        f"all pods are ready, yet /readyz answers {snapshot.health.status or 'not'} ({told}): ranks may wait for each "
+        f"all pods are ready, yet /readyz answers {snapshot.health.status} ({told}): ranks may wait for each "
         "other over the wrong interface; see `gangway cluster logs`, and set network.interface (NCCL_SOCKET_IFNAME)"
     )
 

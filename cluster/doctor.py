@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from cluster.facts import QUEUES, RAY_DEFINITIONS, Facts
+from cluster.facts import QUEUES, RAY_DEFINITIONS, Facts, storage_class_of
 from cluster.kinds import Manifest
+from cluster.names import GPU
 from cluster.operator_check import Level, Told, check_operator
 from cluster.quantity import parse_quantity
-from cluster.room import GPU, NodeRoom, room
+from cluster.room import NodeRoom, room
+from cluster.rules import warnings
 from cluster.snapshot import gang_of, labels, status
 from cluster.spec import ClusterSpec
 
@@ -33,6 +35,14 @@ Check = Callable[[Facts, ClusterSpec], Told]
 def check_server(facts: Facts, spec: ClusterSpec) -> Told:  # noqa: ARG001  one signature
     """It answered, or this would not be called."""
     yield "ok", f"{facts.server} runs Kubernetes {facts.version}", ""
+
+
+def check_configuration(facts: Facts, spec: ClusterSpec) -> Told:  # noqa: ARG001
+    """What works, but is not as it should be."""
+    found = warnings(spec)
+    yield from (("warn", text, "") for text in found)
+    if not found:
+        yield "ok", "nothing to be said against it", ""
 
 
 def check_namespace(facts: Facts, spec: ClusterSpec) -> Told:
@@ -67,7 +77,10 @@ def check_rights(facts: Facts, spec: ClusterSpec) -> Told:
         fix = "ask for a Role with these verbs"
         yield "fail", f"these credentials may not, in {spec.namespace}: {', '.join(facts.denied)}", fix
     else:
-        yield "ok", "all verbs that `gangway cluster` uses are allowed", ""
+        yield "ok", "all verbs that `gangway cluster` needs are allowed", ""
+    if facts.denied_to_drain:
+        told = f"these credentials may not {', '.join(facts.denied_to_drain)}: `down` cuts off requests that run"
+        yield "warn", told, "ask for a Role with these verbs"
 
 
 def check_definitions(facts: Facts, spec: ClusterSpec) -> Told:  # noqa: ARG001
@@ -193,13 +206,45 @@ def _claim(facts: Facts, spec: ClusterSpec) -> Told:
     if not modes & SHARED_MODES:
         yield "fail", f"claim {name} is {', '.join(modes)}: only one node can mount it", "use ReadOnlyMany"
     elif status(facts.claim).get("phase") != "Bound":
-        yield (
-            "warn",
-            f"claim {name} is {status(facts.claim).get('phase', 'not bound')}",
-            "it is bound by its first pod, or never",
-        )
+        yield _unbound(facts, name)
     else:
         yield "ok", f"claim {name} is bound, {', '.join(sorted(modes))}", ""
+
+
+def _unbound(facts: Facts, name: str) -> tuple[Level, str, str]:
+    phase, used = status(facts.claim).get("phase", "not bound"), storage_class_of(facts.claim)
+    if used and facts.storage_class is None and "storageclasses" not in facts.unread:
+        return "fail", f"claim {name} is {phase}: there is no StorageClass {used}", "name one that there is"
+    if (facts.storage_class or {}).get("volumeBindingMode") == "WaitForFirstConsumer":
+        return "warn", f"claim {name} is {phase}: StorageClass {used} binds it to its first pod's node", ""
+    return "warn", f"claim {name} is {phase}", "see `kubectl describe` of it: it is bound by a provisioner, or never"
+
+
+def check_limits(facts: Facts, spec: ClusterSpec) -> Told:
+    """No LimitRange forbids a pod of this size."""
+    if "limitranges" in facts.unread or not facts.limits:
+        yield "skipped", "no LimitRange is to be seen", ""
+    for found in facts.limits:
+        name = found["metadata"]["name"]
+        rows = [row for row in found["spec"].get("limits") or [] if row.get("type") in ("Container", "Pod")]
+        over = [text for row in rows for text in _over(row.get("max") or {}, spec)]
+        yield from (("fail", f"LimitRange {name} allows {text}", "raise it, or lower `resources`") for text in over)
+        if not over:
+            yield "ok", f"LimitRange {name} allows pods of this size", ""
+
+
+def _over(highest: dict[str, str], spec: ClusterSpec) -> list[str]:
+    """What the pods ask for beyond the highest amounts, in the words that follow "allows"."""
+    wanted = [
+        (role, resource, getattr(getattr(spec.resources, role), resource))
+        for role in ("worker", "head")
+        for resource in ("cpu", "memory")
+    ]
+    return [
+        f"{highest[resource]} of {resource}, and the {role} asks for {amount}"
+        for role, resource, amount in wanted
+        if resource in highest and parse_quantity(str(highest[resource])) < parse_quantity(amount)
+    ]
 
 
 def check_quota(facts: Facts, spec: ClusterSpec) -> Told:
@@ -228,6 +273,7 @@ def _wanted(spec: ClusterSpec) -> dict[str, float]:
 
 CHECKS: dict[str, Check] = {
     "server": check_server,
+    "config": check_configuration,
     "namespace": check_namespace,
     "rights": check_rights,
     "definitions": check_definitions,
@@ -237,6 +283,7 @@ CHECKS: dict[str, Check] = {
     "network": check_network,
     "objects": check_objects,
     "quota": check_quota,
+    "limits": check_limits,
 }
 
 

@@ -14,6 +14,7 @@ from cluster.kinds import (
     DISRUPTION_BUDGET,
     EVENT,
     KAI_QUEUE,
+    LIMITS,
     LOCAL_QUEUE,
     NAMESPACE,
     NETWORK_POLICY,
@@ -28,6 +29,7 @@ from cluster.kinds import (
     SECRET,
     SERVICE,
     SERVICE_ACCOUNT,
+    STORAGE_CLASS,
     VOLCANO_QUEUE,
     Kind,
     Manifest,
@@ -49,6 +51,9 @@ RIGHTS: tuple[tuple[str, Kind, str], ...] = (
 )
 """Every verb that `up`, `status`, `logs` and `down` use in the gang's own namespace."""
 
+RIGHTS_TO_DRAIN: tuple[tuple[str, Kind, str], ...] = (("create", SERVICE, "proxy"), ("get", SECRET, ""))
+"""What `down` needs to stop the job before it deletes: the way to Ray's dashboard, and its token."""
+
 QUEUES = {"volcano": (VOLCANO_QUEUE,), "kueue": (LOCAL_QUEUE, OLD_LOCAL_QUEUE), "kai": (KAI_QUEUE,)}
 """Where each gang scheduler's queue is, the newest version first."""
 RAY_DEFINITIONS = ("rayjobs.ray.io", "rayclusters.ray.io")
@@ -62,6 +67,8 @@ class Facts:
     version: str
     denied: tuple[str, ...] = ()
     """Rights that are missing, as in `create rayjobs.ray.io`."""
+    denied_to_drain: tuple[str, ...] = ()
+    """Of `RIGHTS_TO_DRAIN`."""
     unread: set[str] = field(default_factory=set)
     """Plurals that these credentials may not read."""
     namespace: Manifest | None = None
@@ -70,7 +77,10 @@ class Facts:
     nodes: tuple[Manifest, ...] = ()
     pods: tuple[Manifest, ...] = ()
     quotas: tuple[Manifest, ...] = ()
+    limits: tuple[Manifest, ...] = ()
     claim: Manifest | None = None
+    storage_class: Manifest | None = None
+    """The claim's."""
     secrets: dict[str, Manifest | None] = field(default_factory=dict)
     attachments: dict[str, Manifest | None] = field(default_factory=dict)
     queue: Manifest | None = None
@@ -89,12 +99,13 @@ class Reader:
     def read(self) -> Facts:
         """Raises `UnreachableError` or `AccessError` where not even the version answers."""
         spec, facts = self._spec, Facts(server=self._client.server, version=self._client.version())
-        facts.denied = self._denied()
+        facts.denied, facts.denied_to_drain = self._denied(RIGHTS), self._denied(RIGHTS_TO_DRAIN)
         facts.namespace = self._find(NAMESPACE, spec.namespace)
         facts.definitions = {name: found for name in RAY_DEFINITIONS if (found := self._find(DEFINITION, name))}
         facts.operators = self._list(DEPLOYMENT, labels=OPERATOR_LABEL)
         facts.nodes, facts.pods = self._list(NODE), self._list(POD)
         facts.quotas = self._list(QUOTA, spec.namespace)
+        facts.limits = self._list(LIMITS, spec.namespace)
         self._read_named(facts)
         facts.unread = self._unread
         return facts
@@ -108,6 +119,8 @@ class Reader:
             facts.attachments[name] = self._find(ATTACHMENT, rest.partition("@")[0], place)
         if spec.storage.model.claim:
             facts.claim = self._find(CLAIM, spec.storage.model.claim, spec.namespace)
+        if (used := storage_class_of(facts.claim)) is not None:
+            facts.storage_class = self._find(STORAGE_CLASS, used)
         if spec.gang.queue and spec.gang.scheduler in QUEUES:
             facts.queue = self._queue(QUEUES[spec.gang.scheduler], spec.gang.queue)
         if spec.nodes.runtime_class:
@@ -120,9 +133,9 @@ class Reader:
         found = (self._find(kind, name, place) for kind, place in places)
         return next((queue for queue in found if queue is not None), None)
 
-    def _denied(self) -> tuple[str, ...]:
+    def _denied(self, rights: Iterable[tuple[str, Kind, str]]) -> tuple[str, ...]:
         namespace, client = self._spec.namespace, self._client
-        wanting = (row for row in RIGHTS if not client.allowed(row[0], row[1], namespace, row[2]))
+        wanting = (row for row in rights if not client.allowed(row[0], row[1], namespace, row[2]))
         return tuple(f"{verb} {kind.full_name}{f'/{sub}' if sub else ''}" for verb, kind, sub in wanting)
 
     def _find(self, kind: Kind, name: str, namespace: str = "") -> Manifest | None:
@@ -139,6 +152,11 @@ class Reader:
         except Missing:
             pass  # The kind is not installed, so there is none of it.
         return otherwise
+
+
+def storage_class_of(claim: Manifest | None) -> str | None:
+    """The StorageClass that a claim names; None where it names none, or is not there."""
+    return (claim or {"spec": {}})["spec"].get("storageClassName") or None
 
 
 def named_secrets(spec: ClusterSpec) -> list[str]:

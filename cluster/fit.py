@@ -1,9 +1,36 @@
 """Whether a serving configuration suits a model and its GPUs, as sentences. Estimates, see `capacity`."""
 
+from dataclasses import asdict, dataclass
+
 from cluster.capacity import GIB, Load, configured_memory, fits
 from cluster.model_shape import ModelShape
-from cluster.plan import misfits
+from cluster.plan import Plan, misfits
 from serving.config import Config
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fit:
+    """What is to be said about one configuration."""
+
+    problems: list[str]
+    notes: list[str]
+
+    def json(self) -> dict[str, list[str]]:
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """For people."""
+        told = [*(f"problem: {text}" for text in self.problems), *(f"note: {text}" for text in self.notes)]
+        return told or ["it fits"]
+
+
+def fit(config: Config, plan: Plan) -> Fit:
+    """A configuration held against the model and nodes of a plan."""
+    node = plan.node
+    return Fit(
+        problems=fit_problems(config, plan.shape, node.gpu_memory_gib),
+        notes=fit_notes(config, plan.shape, node.gpu_memory_gib, node.gpus),
+    )
 
 
 def fit_problems(config: Config, shape: ModelShape, gpu_memory_gib: float) -> list[str]:

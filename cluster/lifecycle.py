@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from cluster.changes import Alteration, alteration
 from cluster.client import Client
 from cluster.diagnosis import Row, blocked_deletion, findings, hang
+from cluster.drain import drain
 from cluster.errors import ClusterError, ConflictError, PlatformError, RoomError, WaitTimeout
 from cluster.kinds import (
     CONFIG_MAP,
@@ -82,6 +83,7 @@ class Lifecycle:
         name = document["metadata"]["name"]
         if self.client.find(RAY_CLUSTER, self.gang.name, self.gang.namespace) is None:
             raise ConflictError(f"there is no RayCluster {self.gang.name}", fix="run `gangway cluster up` first")
+        self._drain()
         if self.client.delete(RAY_JOB, name, self.gang.namespace):
             self.say(f"deleting RayJob {name}, the earlier submission")
             self._wait_gone((RAY_JOB,))
@@ -114,6 +116,7 @@ class Lifecycle:
             told = "; ".join(str(row) for row in touched)
             text = f"this would alter the template of pods that run, which KubeRay does not do in place: {told}"
             raise ConflictError(text, fix="run `up --recreate` to end the gang and form it anew")
+        self._drain()
         names = {(row.kind, row.name) for row in touched}
         for document in documents:
             if (document["kind"], document["metadata"]["name"]) in names:
@@ -168,11 +171,12 @@ class Lifecycle:
     # Down.
 
     def down(self) -> bool:
-        """Delete all of the gang and wait until it is gone; False where there was nothing.
+        """End the command, delete all of the gang and wait until it is gone; False where there was nothing.
 
         Raises:
             WaitTimeout: something did not go in time; names the finalizer that holds it.
         """
+        self._drain()
         deleted = False
         for kind in OWNED:
             for obj in self._ours(kind):
@@ -183,6 +187,9 @@ class Lifecycle:
             self._wait_gone((*OWNED, POD))
             self.say("gone")
         return deleted
+
+    def _drain(self) -> None:
+        drain(self.client, self.gang, self.say, self.wait, self.clock)
 
     def _ours(self, kind: Kind) -> tuple[Manifest, ...]:
         selector = f"{INSTANCE}={self.gang.name}" + ("" if kind is POD else f",{MANAGED_BY}={MANAGER}")

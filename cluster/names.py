@@ -25,6 +25,9 @@ WORKER_GROUP: Final = "ranks"
 HOST_INDEX: Final = "ray.io/replica-host-index"
 """KubeRay's label on worker pods: 0 to nodes - 1."""
 
+GPU: Final = "nvidia.com/gpu"
+"""The device that a pod asks for, and the prefix of its nodes' labels."""
+
 SPEC_HASH: Final = "gangway/spec-hash"
 """Annotation on the RayJob or RayCluster: changes with anything that is rendered."""
 

@@ -56,9 +56,7 @@ def _batch_scheduler(arguments: list[str], spec: ClusterSpec) -> Told:
     legacy = argument(arguments, "enable-batch-scheduler") == "true"
     found = argument(arguments, "batch-scheduler") or ("volcano" if legacy else "")
     wanted = SCHEDULER_ARGUMENTS.get(spec.gang.scheduler)
-    if wanted is None and spec.gang.scheduler == "none":
-        yield "warn", "gang.scheduler is none: two gangs can each hold half of what both need", "use a gang scheduler"
-    elif wanted is not None and found != wanted:
+    if wanted is not None and found != wanted:
         fix = f"start the operator with --batch-scheduler={wanted} (helm: batchScheduler.name)"
         yield "fail", f"the operator runs --batch-scheduler={found!r}, so gang labels are ignored", fix
     else:

@@ -10,12 +10,11 @@ from typing import Any
 
 from cluster.environment import STOP_MARGIN_S, head_environment, worker_environment
 from cluster.gang import pod_priority, worker_annotations
-from cluster.names import COMPONENT, CONFIG_HASH, HEAD, INSTANCE, WORKER
+from cluster.names import COMPONENT, CONFIG_HASH, GPU, HEAD, INSTANCE, WORKER
 from cluster.settings import Amount
 from cluster.spec import ClusterSpec
 from cluster.volumes import Mounted, head_volumes, worker_volumes
 
-GPU = "nvidia.com/gpu"
 AGENT_PORT = 52365
 
 HEAD_PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001, "metrics": 8080}

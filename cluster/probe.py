@@ -14,8 +14,8 @@ from cluster.client import Client
 from cluster.diagnosis import container_refused, unplaced
 from cluster.errors import WaitTimeout, WorkloadError
 from cluster.kinds import JOB, NODE, POD, SERVICE, Manifest
-from cluster.names import COMPONENT, INSTANCE, MANAGED_BY, MANAGER, PART_OF, WORKER
-from cluster.pod import GPU, worker_template
+from cluster.names import COMPONENT, GPU, INSTANCE, MANAGED_BY, MANAGER, PART_OF, WORKER
+from cluster.pod import worker_template
 from cluster.snapshot import Snapshot, gang_of, status
 from cluster.spec import ClusterSpec
 

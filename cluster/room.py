@@ -4,11 +4,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from cluster.kinds import Manifest
+from cluster.names import GPU, INSTANCE
 from cluster.quantity import parse_quantity
 from cluster.snapshot import Gang, is_true, labels, status
 
-GPU = "nvidia.com/gpu"
-PRODUCT_LABEL = "nvidia.com/gpu.product"
+PRODUCT_LABEL = f"{GPU}.product"
 ENDED = ("Succeeded", "Failed")
 
 
@@ -41,7 +41,7 @@ def room(gang: Gang, nodes: Iterable[Manifest], pods: Sequence[Manifest]) -> lis
 def _room_of(gang: Gang, node: Manifest, pods: Sequence[Manifest]) -> NodeRoom:
     name = node["metadata"]["name"]
     there = [pod for pod in pods if pod["spec"].get("nodeName") == name and status(pod).get("phase") not in ENDED]
-    strangers = [pod for pod in there if labels(pod).get("app.kubernetes.io/instance") != gang.name]
+    strangers = [pod for pod in there if labels(pod).get(INSTANCE) != gang.name]
     holders = tuple((full_name(pod), count) for pod in strangers if (count := gpus_of(pod)))
     total = int(parse_quantity(str(status(node).get("allocatable", {}).get(GPU, "0"))))
     free = total - sum(count for _, count in holders)

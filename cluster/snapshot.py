@@ -3,9 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.environment import STOP_MARGIN_S
 from cluster.kinds import Manifest
-from cluster.names import COMPONENT, HEAD, HOST_INDEX
+from cluster.names import COMPONENT, GPU, HEAD, HOST_INDEX
 from cluster.spec import ClusterSpec
+
+KUBERAY_POLL_S = 10.0
+"""KubeRay asks every few seconds how a job stands, and writes it down then."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,6 +28,7 @@ class Gang:
     tolerations: tuple[Manifest, ...] = ()
     ready_s: float = 1800.0
     delete_s: float = 300.0
+    drain_s: float = 55.0
 
     @property
     def size(self) -> str:
@@ -36,7 +41,7 @@ def gang_of(spec: ClusterSpec) -> Gang:
     """The gang that a configuration describes."""
     tolerations = [toleration.model_dump(exclude_none=True) for toleration in spec.nodes.tolerations]
     if spec.nodes.gpus_per_node:
-        tolerations.append({"key": "nvidia.com/gpu", "operator": "Exists"})
+        tolerations.append({"key": GPU, "operator": "Exists", "effect": "NoSchedule"})
     return Gang(
         name=spec.name,
         namespace=spec.namespace,
@@ -50,6 +55,7 @@ def gang_of(spec: ClusterSpec) -> Gang:
         tolerations=tuple(tolerations),
         ready_s=spec.timeouts.ready_s,
         delete_s=spec.timeouts.delete_s,
+        drain_s=spec.serving.fault.drain_timeout_s + STOP_MARGIN_S + KUBERAY_POLL_S,
     )
 
 
@@ -125,9 +131,9 @@ def is_true(obj: Manifest | None, kind: str) -> bool:
     return condition(obj, kind).get("status") == "True"
 
 
-def container(pod: Manifest, name: str = "containerStatuses") -> Manifest:
+def container(pod: Manifest) -> Manifest:
     """The status of a pod's first container, the Ray one; {} before the kubelet has told."""
-    return next(iter(status(pod).get(name) or []), {})
+    return next(iter(status(pod).get("containerStatuses") or []), {})
 
 
 def title(pod: Manifest) -> str:

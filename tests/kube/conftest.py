@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.client import Client, connect
+from cluster.client import Client
+from cluster.connection import connect
 from tests.kube.resources import crd_folder
 from tests.kube.run import Run
 from tests.kube.server import KubeServer

@@ -105,12 +105,11 @@ class Handler(BaseHTTPRequestHandler):
         return None
 
     def _act(self, target: Target) -> None:
-        if target.subresource == "proxy":
-            self._proxy(target)
-            return
         watching = self.query.get("watch") in TRUE
         self.kube.rbac.check(self._verb(target, watching=watching), target)
-        if target.subresource == "log":
+        if target.subresource == "proxy":
+            self._proxy(target)
+        elif target.subresource == "log":
             self._log(target)
         elif target.subresource not in ("", "status"):
             raise nothing_here()
@@ -211,7 +210,9 @@ class Handler(BaseHTTPRequestHandler):
         if backend is None:
             text = f'no endpoints available for service "{target.name}"'
             raise StatusError(503, "ServiceUnavailable", text)
-        self._send(*backend(self.command, target.rest))
+        # The server keeps `Authorization` to itself.
+        told = {name.lower(): text for name, text in self.headers.items() if name.lower() != "authorization"}
+        self._send(*backend(self.command, target.rest, told))
 
     def _watch(self, target: Target) -> None:
         asked = self.query.get("resourceVersion", "")

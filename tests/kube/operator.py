@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.kube.clock import ManualClock
 from tests.kube.errors import StatusError
-from tests.kube.pods import head_pod, replica_pods, services, worker_groups
+from tests.kube.pods import head_pod, replica_pods, services, token_secret, token_wanted, worker_groups
 from tests.kube.rules import cluster_faults, job_faults
 from tests.kube.scene import add_event, condition, condition_is, set_status
 from tests.kube.store import Store
@@ -27,6 +27,9 @@ class Operator:
         self.store = store
         self.clock = clock
         self.batch_scheduler = batch_scheduler
+        self.stop_s = 8.0
+        """From a job's being told to stop to its end."""
+        self._told_to_stop: dict[str, float] = {}
 
     def reconcile_all(self) -> None:
         for job in self.store.select(JOBS):
@@ -55,12 +58,20 @@ class Operator:
         cluster = self.store.find(CLUSTERS, name, job["metadata"]["namespace"])
         if cluster is None:
             self._start_job(job, selected)
-        elif (
-            cluster is not None
-            and cluster.get("status", {}).get("state") == "ready"
-            and status.get("jobStatus") != "RUNNING"
-        ):
-            self._job_status(job, jobDeploymentStatus="Running", jobStatus="RUNNING")
+        elif self.clock.now - self._told_to_stop.get(status.get("jobId", ""), self.clock.now) >= self.stop_s:
+            self._complete_job(job)
+        elif cluster.get("status", {}).get("state") == "ready" and status.get("jobStatus") != "RUNNING":
+            self._job_status(job, jobDeploymentStatus="Running", jobStatus="RUNNING", jobId=job["metadata"]["uid"])
+
+    def stop_job(self, job_id: str) -> None:
+        """What its dashboard does when asked; the job takes its time."""
+        self._told_to_stop[job_id] = self.clock.now
+
+    def _complete_job(self, job: Object) -> None:
+        """A job that was stopped is not tried again, and takes its own cluster along."""
+        self._job_status(job, jobDeploymentStatus="Complete", jobStatus="STOPPED")
+        if job["spec"].get("shutdownAfterJobFinishes"):
+            self.store.delete(CLUSTERS, job["status"]["rayClusterName"], job["metadata"]["namespace"])
 
     def _start_job(self, job: Object, selected: str | None) -> None:
         meta = job["metadata"]
@@ -127,6 +138,8 @@ class Operator:
         set_status(self.store, cluster, CLUSTERS, state="suspended", conditions=rows)
 
     def _ensure_services(self, cluster: Object) -> None:
+        if token_wanted(cluster) and self.store.find("secrets", *self._place(cluster)) is None:
+            self.store.create("secrets", token_secret(cluster, owner(cluster)))
         for service in services(cluster, owner(cluster)):
             if self.store.find("services", service["metadata"]["name"], service["metadata"]["namespace"]) is None:
                 self.store.create("services", service)
@@ -197,6 +210,7 @@ class Operator:
             cluster,
             CLUSTERS,
             **fields,
+            head={"serviceName": f"{cluster['metadata']['name']}-head-svc"},
             conditions=rows["status"]["conditions"],
             observedGeneration=cluster["metadata"]["generation"],
             desiredWorkerReplicas=desired,

@@ -1,10 +1,12 @@
 """The pods and services that KubeRay makes of a RayCluster. Pure."""
 
+import base64
 import copy
 import uuid
 from typing import Any
 
 Object = dict[str, Any]
+TOKEN_KEY = "auth_token"
 
 
 def worker_groups(cluster: Object) -> list[Object]:
@@ -34,6 +36,11 @@ def replica_pods(cluster: Object, group: Object, owner: Object) -> list[Object]:
 
 def _pod(cluster: Object, template: Object, name: str, labels: dict[str, str], owner: Object) -> Object:
     meta = template.get("metadata", {})
+    spec = copy.deepcopy(template["spec"])
+    if token_wanted(cluster):
+        key = {"secretKeyRef": {"name": cluster["metadata"]["name"], "key": TOKEN_KEY}}
+        mode = {"name": "RAY_AUTH_MODE", "value": "token"}
+        spec["containers"][0].setdefault("env", []).extend([mode, {"name": "RAY_AUTH_TOKEN", "valueFrom": key}])
     own = {"ray.io/cluster": cluster["metadata"]["name"], "ray.io/is-ray-node": "yes"}
     return {
         "apiVersion": "v1",
@@ -45,8 +52,20 @@ def _pod(cluster: Object, template: Object, name: str, labels: dict[str, str], o
             "annotations": meta.get("annotations", {}),
             "ownerReferences": [owner],
         },
-        "spec": copy.deepcopy(template["spec"]),
+        "spec": spec,
     }
+
+
+def token_wanted(cluster: Object) -> bool:
+    return bool((cluster["spec"].get("authOptions") or {}).get("mode") == "token")
+
+
+def token_secret(cluster: Object, owner: Object) -> Object:
+    """Ray's token, which the operator makes up for a cluster."""
+    meta = cluster["metadata"]
+    data = {TOKEN_KEY: base64.b64encode(uuid.uuid4().hex.encode()).decode()}
+    named = {"name": meta["name"], "namespace": meta["namespace"], "ownerReferences": [owner]}
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": named, "data": data}
 
 
 def services(cluster: Object, owner: Object) -> list[Object]:

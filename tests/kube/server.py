@@ -5,7 +5,7 @@ plain HTTP without authentication. Watches are sent chunked, answers whole: a cl
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from tests.kube.rbac import Rbac
 from tests.kube.resources import load_definition
 from tests.kube.store import Store
 
-Backend = Callable[[str, str], tuple[int, bytes]]
-"""What answers behind a Service or pod: (method, path) to (status, body)."""
+Backend = Callable[[str, str, Mapping[str, str]], tuple[int, bytes]]
+"""What answers behind a Service or pod: (method, path, headers in lower case) to (status, body)."""
 
 KUBERAY = ("rayclusters", "rayjobs", "rayservices")
 

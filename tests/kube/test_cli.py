@@ -157,3 +157,14 @@ def test_every_command_helps_with_an_example_and_knows_json(verb: str, capsys: p
     told = capsys.readouterr().out
     assert f"gangway cluster {verb}" in told
     assert "--json" in told
+
+
+def test_a_serving_configuration_is_held_against_the_model_and_its_gpus(capsys: pytest.CaptureFixture[str]) -> None:
+    root = CONFIG.parents[2]
+    model = str(root / "tests" / "cluster" / "models" / "llama-3.1-405b")
+    serving = ("--serving", str(root / "configs" / "llama-3.1-405b-tp16-2x8-h100.yaml"))
+    plan = typer.main.get_command(app).main
+    assert plan(["plan", model, "--gpu", "h100", *serving], standalone_mode=False) == 0
+    assert "note: each of the 8 KV heads" in capsys.readouterr().out
+    assert plan(["plan", model, "--node", "8x40", *serving, "--json"], standalone_mode=False) == 1
+    assert "but a GPU has 40" in json.loads(capsys.readouterr().out)["serving"]["problems"][0]

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from cluster.client import Client, connect
+from cluster.client import Client
+from cluster.connection import connect
 from cluster.errors import AccessError, UnreachableError
 from cluster.kinds import POD, RAY_JOB, SERVICE
 from cluster.observe import Wakeups
@@ -159,7 +160,7 @@ def test_a_change_ends_a_wait_early(client: Client, kube: KubeServer) -> None:
 
 def test_logs_and_services_are_read_through_the_server(client: Client, kube: KubeServer) -> None:
     client.apply(gang()[0])
-    kube.backends["default", "services", "llama-http:8000"] = lambda method, path: (503, f"{method} {path}".encode())
+    kube.backends["default", "services", "llama-http:8000"] = lambda method, path, _: (503, f"{method} {path}".encode())
     assert client.through_service("llama-http", 8000, "/readyz", "default") == (503, "GET /readyz")
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "default"}, "spec": {}}
     kube.store.create("pods", pod)

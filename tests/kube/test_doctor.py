@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from cluster.client import Client, connect
+from cluster.client import Client
+from cluster.connection import connect
 from cluster.doctor import Finding, examine
 from cluster.facts import Reader, named_secrets
 from cluster.kinds import LOCAL_QUEUE
@@ -14,6 +15,7 @@ from cluster.operator_check import argument
 from cluster.spec import ClusterSpec, load_spec
 from tests.kube.scene import H100, add_node, add_operator
 from tests.kube.server import KubeServer
+from tests.kube.store import Write
 
 Object = dict[str, Any]
 CONFIG = Path(__file__).parents[2] / "configs" / "cluster" / "llama-3.1-405b-tp16-2x8-h100.yaml"
@@ -155,3 +157,33 @@ def test_an_argument_is_found_however_it_is_written() -> None:
     assert argument(["/manager", "-batch-scheduler=kai-scheduler"], "batch-scheduler") == "kai-scheduler"
     assert argument(["--enable-batch-scheduler"], "enable-batch-scheduler") == "true"
     assert argument(["/manager"], "batch-scheduler") is None
+
+
+def test_a_limit_range_below_a_pods_size_fails(look: Examine, kube: KubeServer, spec: ClusterSpec) -> None:
+    rows = [{"type": "Container", "max": {"memory": "1Gi", "cpu": "1000"}}]
+    kube.store.create("limitranges", plain("v1", "LimitRange", "small", spec.namespace) | {"spec": {"limits": rows}})
+    texts = failed(look())
+    assert any(text.startswith("LimitRange small allows 1Gi of memory, and the worker asks for") for text in texts)
+    assert not any("of cpu, and the" in text for text in texts)
+
+
+def test_a_claim_that_no_storage_class_can_bind_fails(look: Examine, kube: KubeServer, spec: ClusterSpec) -> None:
+    def waiting(claim: Object) -> Object:
+        return {**claim, "spec": claim["spec"] | {"storageClassName": "fast"}, "status": {"phase": "Pending"}}
+
+    kube.store.change("persistentvolumeclaims", str(spec.storage.model.claim), spec.namespace, waiting)
+    kube.store.change(
+        "persistentvolumeclaims", str(spec.storage.model.claim), spec.namespace, waiting, Write(subresource="status")
+    )
+    assert any("there is no StorageClass fast" in text for text in failed(look()))
+
+
+def test_without_the_right_to_stop_a_job_a_warning_says_what_down_then_does(look: Examine, kube: KubeServer) -> None:
+    kube.rbac.denied.add(("create", "services/proxy"))
+    findings = look()
+    assert failed(findings) == []
+    assert any("`down` cuts off requests that run" in row.text for row in findings if row.level == "warn")
+
+
+def test_what_the_configuration_could_do_better_is_a_warning(look: Examine) -> None:
+    assert any("digest" in row.text for row in look() if row.check == "config")

@@ -162,3 +162,75 @@ def test_a_refusal_at_any_call_is_told_and_running_again_finishes(run: Callable[
         scene.up(documents)
         assert scene.lines[-1].startswith("ready")
         assert scene.lifecycle.down()
+
+
+def comes_up(run: Callable[..., Run], **spec: Any) -> Run:
+    """A gang that serves, all of which `down` may delete."""
+    scene = run()
+    scene.world.add_nodes("a", "b")
+    documents = gang(labels={MANAGED_BY: MANAGER})
+    documents[0]["metadata"]["labels"][MANAGED_BY] = MANAGER
+    documents[1]["spec"]["rayClusterSpec"] |= {"authOptions": {"mode": "token"}}
+    documents[1]["spec"] |= {"shutdownAfterJobFinishes": True} | spec
+    scene.up(documents)
+    scene.lines.clear()
+    scene.world.server.calls.clear()
+    return scene
+
+
+def steps(scene: Run) -> list[str]:
+    """Calls that change something, as the verb and what it is done to."""
+    calls = [(method, path.split("?")[0].rsplit("/", 2)) for method, path in scene.world.server.calls]
+    return [f"{method} {parts[-1] if method == 'POST' else parts[-2]}" for method, parts in calls if method != "GET"]
+
+
+def test_down_lets_the_job_end_before_it_deletes(run: Callable[..., Run]) -> None:
+    scene = comes_up(run)
+    seen: list[str] = []
+    delete = scene.client.delete
+
+    def noted(kind: Any, name: str, namespace: str = "") -> bool:
+        seen.append(scene.world.store.get("rayjobs.ray.io", "llama", "default")["status"]["jobStatus"])
+        scene.client.delete = delete  # type: ignore[method-assign]
+        return delete(kind, name, namespace)
+
+    scene.client.delete = noted  # type: ignore[method-assign]
+    assert scene.lifecycle.down()
+    assert seen == ["STOPPED"]
+    assert steps(scene)[:2] == ["POST stop", "DELETE rayjobs"]
+    assert scene.lines[0].startswith("stopping the job")
+
+
+def test_making_a_gang_anew_lets_the_job_end_first(run: Callable[..., Run]) -> None:
+    scene = comes_up(run)
+    changed = gang(labels={MANAGED_BY: MANAGER}, image="registry/gangway:2")
+    changed[0]["metadata"]["labels"][MANAGED_BY] = MANAGER
+    scene.up(changed, recreate=True)
+    assert [step for step in steps(scene) if not step.startswith("PATCH")][:2] == ["POST stop", "DELETE rayjobs"]
+
+
+def test_down_deletes_a_job_that_cannot_be_told_to_stop_and_says_what_that_costs(run: Callable[..., Run]) -> None:
+    scene = comes_up(run)
+    scene.world.server.rbac.denied.add(("get", "secrets"))
+    assert scene.lifecycle.down()
+    assert "cannot be told to stop, so requests that run are cut off" in scene.lines[0]
+    assert 'cannot get resource "secrets"' in scene.lines[0]
+    assert not scene.lifecycle.down()
+
+
+def test_down_does_not_wait_for_ever_for_a_job_that_does_not_end(run: Callable[..., Run]) -> None:
+    scene = comes_up(run)
+    assert scene.world.operator
+    scene.world.operator.stop_s = 1e9
+    assert scene.lifecycle.down()
+    assert "the job has not ended in time" in scene.told
+    assert scene.world.clock.now < 400
+
+
+def test_a_proxy_that_reaches_nobody_is_told_at_the_deadline_with_the_policy_to_change(run: Callable[..., Run]) -> None:
+    scene = run(wanted=replace(WANTED, ready_s=60.0))
+    scene.world.add_nodes("a", "b")
+    scene.world.unreachable = True
+    told = scene.fails(WaitTimeout)
+    assert "network_policy.allow_cidrs" in told
+    assert "connection timed out" in told

@@ -1,6 +1,8 @@
 """A whole fake cluster that moves when told: API server, nodes, scheduler, kubelets, operator, and the served app."""
 
+import base64
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from tests.kube.clock import ManualClock
@@ -13,7 +15,7 @@ from tests.kube.scheduler import place_all, requests
 from tests.kube.server import KubeServer
 
 Object = dict[str, Any]
-SERVE_PORT = 8000
+SERVE_PORT, DASHBOARD_PORT = 8000, 8265
 
 
 class World:
@@ -29,6 +31,8 @@ class World:
         """From all pods ready to an application that is ready to compute."""
         self.app_state = "loading"
         """What `/readyz` says before that."""
+        self.unreachable = False
+        """Whether a network policy keeps the API server's proxy out."""
         self._app_since: float | None = None
         if operator:
             add_operator(self.store, batch_scheduler=batch_scheduler)
@@ -73,12 +77,28 @@ class World:
         behind = [p for p in pods if selector.items() <= p["metadata"]["labels"].items() and condition_is(p, "Ready")]
         for port in service["spec"].get("ports", []):
             key = (meta["namespace"], "services", f"{meta['name']}:{port['port']}")
-            if behind and port["port"] == SERVE_PORT:
-                self.server.backends[key] = self._answer
+            offered = {SERVE_PORT: self._answer, DASHBOARD_PORT: self._stop}.get(port["port"])
+            if behind and offered is not None:
+                self.server.backends[key] = offered
             else:
                 self.server.backends.pop(key, None)
 
-    def _answer(self, method: str, path: str) -> tuple[int, bytes]:
+    def _stop(self, method: str, path: str, headers: Mapping[str, str]) -> tuple[int, bytes]:
+        """Ray's dashboard, asked to stop a job."""
+        _, _, job, verb = path.strip("/").split("/")
+        assert (method, verb) == ("POST", "stop")
+        (cluster,) = self.store.select("rayclusters.ray.io")
+        secret = self.store.find("secrets", cluster["metadata"]["name"], cluster["metadata"]["namespace"])
+        token = base64.b64decode(secret["data"]["auth_token"]).decode() if secret else None
+        if token and headers.get("x-ray-authorization") != f"Bearer {token}":
+            return 401, b"Unauthorized"
+        assert self.operator
+        self.operator.stop_job(job)
+        return 200, b'{"stopped": true}'
+
+    def _answer(self, method: str, path: str, headers: Mapping[str, str]) -> tuple[int, bytes]:
+        if self.unreachable:
+            return 503, b"error trying to reach service: dial tcp 10.0.0.9:8000: connect: connection timed out"
         up = self._app_since is not None and self.clock.now - self._app_since >= self.app_start_s
         if path == "/readyz":
             return (200, b'{"status": "ok"}') if up else (503, json.dumps({"status": self.app_state}).encode())
