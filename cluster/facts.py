@@ -6,18 +6,16 @@ from typing import TypeVar
 
 from cluster.client import Client
 from cluster.kinds import (
+    APPLIED,
     ATTACHMENT,
     CLAIM,
-    CONFIG_MAP,
     DEFINITION,
     DEPLOYMENT,
-    DISRUPTION_BUDGET,
     EVENT,
     KAI_QUEUE,
     LIMITS,
     LOCAL_QUEUE,
     NAMESPACE,
-    NETWORK_POLICY,
     NODE,
     OLD_LOCAL_QUEUE,
     POD,
@@ -28,7 +26,6 @@ from cluster.kinds import (
     RUNTIME_CLASS,
     SECRET,
     SERVICE,
-    SERVICE_ACCOUNT,
     STORAGE_CLASS,
     VOLCANO_QUEUE,
     Kind,
@@ -40,7 +37,6 @@ from cluster.spec import ClusterSpec
 
 T = TypeVar("T")
 
-APPLIED = (RAY_JOB, RAY_CLUSTER, SERVICE, CONFIG_MAP, SERVICE_ACCOUNT, NETWORK_POLICY, DISRUPTION_BUDGET)
 RIGHTS: tuple[tuple[str, Kind, str], ...] = (
     *((verb, kind, "") for kind in APPLIED for verb in ("get", "list", "create", "patch", "delete")),
     *((verb, kind, "") for kind in (RAY_JOB, RAY_CLUSTER, POD) for verb in ("watch",)),

@@ -64,20 +64,10 @@ OLD_LOCAL_QUEUE = Kind("kueue.x-k8s.io/v1beta1", "LocalQueue", "localqueues")
 """Older Kueue serves only this one."""
 KAI_QUEUE = Kind("scheduling.run.ai/v2", "Queue", "queues", namespaced=False)
 
-KINDS = {
-    (kind.api_version, kind.name): kind
-    for kind in (
-        RAY_JOB,
-        RAY_CLUSTER,
-        SERVICE,
-        CONFIG_MAP,
-        SERVICE_ACCOUNT,
-        DISRUPTION_BUDGET,
-        NETWORK_POLICY,
-        JOB,
-    )
-}
-"""What a rendered manifest may contain."""
+APPLIED = (RAY_JOB, RAY_CLUSTER, SERVICE, DISRUPTION_BUDGET, NETWORK_POLICY, CONFIG_MAP, SERVICE_ACCOUNT)
+"""What a rendered manifest may contain, in the order of deletion: what makes pods goes first."""
+KINDS = {(kind.api_version, kind.name): kind for kind in (*APPLIED, JOB)}
+"""These, and what the probe adds."""
 
 
 def kind_of(manifest: Manifest) -> Kind:

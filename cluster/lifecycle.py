@@ -14,14 +14,10 @@ from cluster.diagnosis import Row, blocked_deletion, findings, hang
 from cluster.drain import drain
 from cluster.errors import ClusterError, ConflictError, PlatformError, RoomError, WaitTimeout
 from cluster.kinds import (
-    CONFIG_MAP,
-    DISRUPTION_BUDGET,
-    NETWORK_POLICY,
+    APPLIED,
     POD,
     RAY_CLUSTER,
     RAY_JOB,
-    SERVICE,
-    SERVICE_ACCOUNT,
     Kind,
     Manifest,
     kind_of,
@@ -36,8 +32,6 @@ POLL_S = 2.0
 """Longest pause between two looks: `/readyz` has no watch."""
 
 LOG_LINES = 20
-OWNED = (RAY_JOB, RAY_CLUSTER, SERVICE, DISRUPTION_BUDGET, NETWORK_POLICY, CONFIG_MAP, SERVICE_ACCOUNT)
-"""What may have been applied, in the order of deletion: what makes pods goes first."""
 
 Say = Callable[[str], None]
 
@@ -178,13 +172,13 @@ class Lifecycle:
         """
         self._drain()
         deleted = False
-        for kind in OWNED:
+        for kind in APPLIED:
             for obj in self._ours(kind):
                 self.say(f"deleting {kind.name} {obj['metadata']['name']}")
                 self.client.delete(kind, obj["metadata"]["name"], self.gang.namespace)
                 deleted = True
         if deleted or self._left((POD,)):
-            self._wait_gone((*OWNED, POD))
+            self._wait_gone((*APPLIED, POD))
             self.say("gone")
         return deleted
 

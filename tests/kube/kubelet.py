@@ -54,8 +54,11 @@ class Kubelet:
         row = {"name": container["name"], "image": container["image"], "ready": ready, "state": state}
         rows = condition(pod, "Ready", str(ready), "", "", self.clock.stamp())
         statuses = [{**row, "restartCount": restarts}]
-        address = f"10.0.0.{int(pod['metadata']['uid'][:2], 16)}"
-        set_status(self.store, pod, "pods", phase=phase, conditions=rows, containerStatuses=statuses, podIP=address)
+        told = {"phase": phase, "conditions": rows, "containerStatuses": statuses, "podIP": self._address(pod)}
+        set_status(self.store, pod, "pods", **told)
+
+    def _address(self, pod: Object) -> str:
+        return f"10.0.0.{int(pod['metadata']['uid'][:2], 16)}"
 
     def kill(self, name: str, namespace: str, *, reason: str = "Error", code: int = 1) -> None:
         """End a pod's Ray container, as the kernel does with OOMKilled and 137."""

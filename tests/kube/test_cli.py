@@ -1,7 +1,6 @@
 """`gangway cluster` from its arguments to its exit code, with rendered manifests, while a fake cluster moves on."""
 
 import json
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,32 +14,9 @@ from cluster.errors import ConflictError, SpecError
 from cluster.spec import load_spec
 from tests.kube.server import KubeServer
 from tests.kube.test_doctor import CONFIG, set_scene
-from tests.kube.world import World
-
-TICK_S = 0.01
+from tests.kube.world import Beat, World
 
 Command = Callable[..., int]
-
-
-class Beat:
-    """Moves a world in the background, as a real one moves, until left."""
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def _run(self) -> None:
-        while not self._stop.wait(TICK_S):
-            self.world.step()
-
-    def __enter__(self) -> World:
-        self._thread.start()
-        return self.world
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
 
 
 @pytest.fixture

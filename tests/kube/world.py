@@ -2,6 +2,7 @@
 
 import base64
 import json
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from tests.kube.server import KubeServer
 
 Object = dict[str, Any]
 SERVE_PORT, DASHBOARD_PORT = 8000, 8265
+TICK_S = 0.01
 
 
 class World:
@@ -148,3 +150,25 @@ class World:
         for pod in self.store.select("pods"):
             if pod["spec"].get("nodeName") == name:
                 self.kubelet.kill(pod["metadata"]["name"], pod["metadata"]["namespace"], reason="NodeLost", code=137)
+
+
+class Beat:
+    """Moves a world in the background, as a real one moves, until left; by a second each tick."""
+
+    def __init__(self, world: World, tick_s: float = TICK_S) -> None:
+        self.world = world
+        self._tick_s = tick_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._tick_s):
+            self.world.step()
+
+    def __enter__(self) -> World:
+        self._thread.start()
+        return self.world
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
