@@ -9,6 +9,8 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable, Iterable
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -260,6 +262,34 @@ def demo_model(folder: Annotated[Path, typer.Argument(help="Where to write it.")
     written = write_demo_model(folder)
     typer.echo(f"{folder}: {'written' if written else 'already there'}")
 
+
+def add_commands(to: typer.Typer, found: Iterable[EntryPoint]) -> None:
+    """Add what other packages offer: a function as a command, a `typer.Typer` as a group of them, by its entry's name.
+
+    What cannot be loaded says so when it is called, and disturbs no other command.
+    """
+    for entry in found:
+        try:
+            offered = entry.load()
+        except Exception as error:
+            offered = _unusable(entry, error)
+        if isinstance(offered, typer.Typer):
+            to.add_typer(offered, name=entry.name)
+        else:
+            to.command(entry.name)(offered)
+
+
+def _unusable(entry: EntryPoint, error: Exception) -> Callable[[], None]:
+    sentence = f"{entry.name} cannot be loaded from {entry.value}: {type(error).__name__}: {error}"
+
+    def command() -> None:
+        raise OperatorError(sentence)
+
+    command.__doc__ = "Not usable: it cannot be loaded."
+    return command
+
+
+add_commands(app, entry_points(group="gangway.commands"))
 
 if __name__ == "__main__":
     main()

@@ -6,7 +6,7 @@
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -179,14 +179,12 @@ def load_config(source: Path | Mapping[str, Any], overrides: Sequence[str] = ())
 
     Relative paths count from the working directory. Raises `ConfigError` with one sentence that names the key.
     """
-    tree = dict(source) if isinstance(source, Mapping) else _read_yaml(source)
-    for override in overrides:
-        tree = _override(tree, override)
+    tree = dict(source) if isinstance(source, Mapping) else read_yaml(source)
     try:
-        return Config.model_validate(tree)
+        return Config.model_validate(override_all(tree, overrides))
     except ValidationError as error:
         where = "configuration" if isinstance(source, Mapping) else str(source)
-        raise ConfigError(f"{where}: {_explain(error)}") from error
+        raise ConfigError(f"{where}: {explain(error, Config)}") from error
 
 
 def dump_config(config: Config) -> str:
@@ -194,7 +192,8 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises `ConfigError` for anything else, naming the file."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -213,6 +212,14 @@ def _yaml_problem(error: yaml.YAMLError) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return f"{error.problem} in line {error.problem_mark.line + 1}"
     return str(error).splitlines()[0]
+
+
+def override_all(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy of `tree` with each `section.key=value` applied in turn. Raises `ConfigError` for another form."""
+    changed = dict(tree)
+    for override in overrides:
+        changed = _override(changed, override)
+    return changed
 
 
 def _override(tree: Mapping[str, Any], override: str) -> dict[str, Any]:
@@ -238,12 +245,14 @@ def _with_value(tree: Mapping[str, Any], keys: Sequence[str], value: object, ove
     return {**tree, head: _with_value(section, rest, value, override)}
 
 
-def _explain(error: ValidationError) -> str:
-    """The first complaint as a sentence; unknown keys come first, as a key that is missing may be one misspelt."""
+def explain(error: ValidationError, root: type[BaseModel]) -> str:
+    """The first complaint about a tree of `root` as a sentence; unknown keys come first, as a key that is missing may
+    be one misspelt.
+    """
     first = min(error.errors(), key=lambda complaint: complaint["type"] != "extra_forbidden")
     location = [str(part) for part in first["loc"]]
     if first["type"] == "extra_forbidden":
-        known = _known_keys(location[:-1])
+        known = _known_keys(root, location[:-1])
         near = difflib.get_close_matches(location[-1], known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
         return f"unknown key {'.'.join(location)}; {hint}"
@@ -253,8 +262,17 @@ def _explain(error: ValidationError) -> str:
     return f"{'.'.join(location)}: {message}" if location else message
 
 
-def _known_keys(location: Sequence[str]) -> list[str]:
-    section: Any = Config
+def _known_keys(root: type[BaseModel], location: Sequence[str]) -> list[str]:
+    """Keys of the section at `location`, through lists, mappings and optional sections."""
+    section = root
     for part in location:
-        section = section.model_fields[part].annotation
+        if part in section.model_fields:
+            section = _section_of(section.model_fields[part].annotation) or section
     return list(section.model_fields)
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    """The section that an annotation holds: itself, or in a list, a mapping or a union."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for inner in get_args(annotation) if (found := _section_of(inner))), None)

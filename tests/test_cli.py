@@ -3,11 +3,15 @@
 import socket
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+import typer
 
+from serving.cli import add_commands
 from serving.config import load_config
+from serving.errors import OperatorError
 
 CONFIG = "model: {path: %s}\n"
 
@@ -79,3 +83,14 @@ def test_the_status_of_no_server_exits_1() -> None:
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
         assert url in one_sentence(gangway("status", "--url", url), 1)
+
+
+def test_a_command_of_another_package_that_is_broken_disturbs_no_other() -> None:
+    app = typer.Typer()
+    offered = {"gone": "no.such:thing", "demo": "serving.cli:demo_model", "many": "serving.cli:app"}
+    add_commands(app, [EntryPoint(name, value, "gangway.commands") for name, value in offered.items()])
+    run = typer.main.get_command(app).main
+    with pytest.raises(OperatorError, match=r"gone cannot be loaded from no\.such:thing: ModuleNotFoundError"):
+        run(["gone"], standalone_mode=False)
+    assert run(["demo", "--help"], standalone_mode=False) == 0
+    assert run(["many", "serve", "--help"], standalone_mode=False) == 0

@@ -1,0 +1,298 @@
+"""`gangway cluster …`: parses, calls, prints. The `gangway` command loads this by its entry point, and is the one place
+where errors become exit codes: 0 done, 1 failed with the sentence to read, 2 wrong usage or configuration.
+
+With `--json` standard output is one JSON value and nothing else; steps go to standard error.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cluster.spec import ClusterSpec, load_spec
+from serving.config import load_config
+
+app = typer.Typer(
+    name="cluster",
+    no_args_is_help=True,
+    help="From a model to a running gang on Kubernetes: plan, doctor, render, up, status, logs, submit, down.",
+)
+
+File = Annotated[Path, typer.Argument(help="Cluster configuration, such as configs/cluster/NAME.yaml.")]
+Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one key, as in a.b=c.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value.")]
+Kubeconfig = Annotated[str | None, typer.Option(help="Kubeconfig; else KUBECONFIG, ~/.kube/config, or the pod's own.")]
+Context = Annotated[str | None, typer.Option(help="Context of the kubeconfig; else its current one.")]
+SingleNode = Annotated[bool, typer.Option("--allow-single-node", help="Render a gang of one node after all.")]
+
+EXAMPLE = "configs/cluster/llama-3.1-405b-tp16-2x8-h100.yaml"
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2))
+
+
+def _say(as_json: bool) -> Callable[[str], None]:
+    return lambda line: typer.echo(line, err=as_json)
+
+
+@app.command(epilog="Example: gangway cluster plan models/llama --gpu h100")
+def plan(
+    model: Annotated[Path, typer.Argument(help="Folder of the model, or its config.json.")],
+    gpu: Annotated[str | None, typer.Option(help="GPU by name, such as h100.")] = None,
+    node: Annotated[str | None, typer.Option(help="A node as GPUs x GiB, such as 8x80.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Requests at a time.")] = None,
+    context: Annotated[int | None, typer.Option(min=1, help="Tokens of each, prompt and answer.")] = None,
+    serving: Annotated[Path | None, typer.Option(help="Serving configuration to hold against it.")] = None,
+    as_json: AsJson = False,
+) -> int:
+    """How many GPUs and nodes a model needs, and whether one node is enough. Works offline.
+
+    With --serving also whether that configuration fits these GPUs: exit code 1 if it does not.
+    """
+    from cluster.capacity import Load
+    from cluster.fit import fit
+    from cluster.plan import plan_model
+
+    usual = Load()
+    load = Load(batch=batch or usual.batch, context=context or usual.context)
+    answer = plan_model(model, gpu=gpu, node=node, load=load)
+    found = None if serving is None else fit(load_config(serving), answer)
+    if as_json:
+        _print_json(answer.json() | ({} if found is None else {"serving": found.json()}))
+    else:
+        typer.echo("\n".join([answer.text(), *(["", f"{serving}:", *found.lines()] if found else [])]))
+    return int(found is not None and bool(found.problems))
+
+
+@app.command(epilog=f"Example: gangway cluster render {EXAMPLE} --out gang.yaml")
+def render(
+    config: File,
+    out: Annotated[Path | None, typer.Option(help="File to write; standard output if not given.")] = None,
+    overrides: Overrides = [],  # noqa: B006  typer's way of saying "none given"
+    allow_single_node: SingleNode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write the manifest that `up` applies. Pure: asks no cluster."""
+    from cluster.manifest import to_yaml
+
+    documents = _documents(load_spec(config, overrides), allow_single_node)
+    text = json.dumps(documents, indent=2) + "\n" if as_json else to_yaml(documents)
+    if out is None:
+        typer.echo(text, nl=False)
+    else:
+        out.write_text(text)
+
+
+def _documents(spec: ClusterSpec, allow_single_node: bool) -> list[dict[str, Any]]:
+    """What is applied: for a standing cluster also the command that serves on it."""
+    from cluster.manifest import render as render_spec
+    from cluster.submission import submission
+
+    documents = render_spec(spec, allow_single_node=allow_single_node)
+    return [*documents, submission(spec)] if spec.ray.kind == "cluster" else documents
+
+
+@app.command(epilog=f"Example: gangway cluster doctor {EXAMPLE}")
+def doctor(
+    config: File,
+    probe: Annotated[bool, typer.Option("--probe", help="Also run short pods that measure the all-reduce.")] = False,
+    overrides: Overrides = [],  # noqa: B006
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+    as_json: AsJson = False,
+) -> int:
+    """Say whether this cluster can run this gang, and what to do where not. Changes nothing, except for --probe."""
+    from cluster.connection import connect
+    from cluster.doctor import examine
+    from cluster.facts import Reader
+
+    spec = load_spec(config, overrides)
+    client = connect(kubeconfig, context)
+    findings = examine(Reader(client, spec).read(), spec)
+    measured = _measure(client, spec) if probe else None
+    if as_json:
+        _print_json({"checks": [finding.json() for finding in findings], "probe": measured})
+    for finding in () if as_json else findings:
+        typer.echo(f"{finding.level:<8}{finding.check:<12}{finding.text}")
+        if finding.fix:
+            typer.echo(f"{'':<20}fix: {finding.fix}")
+    if measured is not None and not as_json:
+        from cluster.probe import probe_lines
+
+        typer.echo("\n".join(probe_lines(measured)))
+    return int(any(finding.level == "fail" for finding in findings))
+
+
+def _measure(client: Any, spec: ClusterSpec) -> dict[str, Any]:
+    import time
+
+    from cluster.probe import run_probe
+
+    return run_probe(client, spec, time.sleep, time.monotonic)
+
+
+@app.command(epilog=f"Example: gangway cluster up {EXAMPLE}")
+def up(
+    config: File,
+    overrides: Overrides = [],  # noqa: B006
+    recreate: Annotated[bool, typer.Option("--recreate", help="End a running gang to change its template.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Take fields that another manager owns.")] = False,
+    patient: Annotated[bool, typer.Option("--patient", help="Wait for room (nodes, quota, queue).")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Ask the server what would change, and stop.")] = False,
+    allow_single_node: SingleNode = False,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+    as_json: AsJson = False,
+) -> None:
+    """Apply the gang and wait until `/readyz` answers through its Service."""
+    spec = load_spec(config, overrides)
+    documents = _documents(spec, allow_single_node)
+    with _lifecycle(spec, kubeconfig, context, _say(as_json)) as work:
+        work.patient = patient
+        if dry_run:
+            _tell_alterations(work.compare(documents, force=force), as_json)
+            return
+        _interruptible(lambda: work.up(documents, recreate=recreate, force=force), config)
+        _tell_report(work, as_json)
+
+
+def _tell_alterations(rows: list[Any], as_json: bool) -> None:
+    if as_json:
+        _print_json([{"kind": r.kind, "name": r.name, "does": r.verb, "fields": r.fields} for r in rows])
+    for row in () if as_json else rows:
+        typer.echo(f"if applied: {row}")
+
+
+def _lifecycle(spec: ClusterSpec, kubeconfig: str | None, context: str | None, say: Callable[[str], None]) -> Any:
+    """A lifecycle whose waits end early when something changes, as a context manager."""
+    from contextlib import contextmanager
+
+    from cluster.connection import connect
+    from cluster.lifecycle import Lifecycle
+    from cluster.observe import Wakeups
+    from cluster.snapshot import gang_of
+
+    @contextmanager
+    def opened() -> Any:
+        client, gang = connect(kubeconfig, context), gang_of(spec)
+        with Wakeups(client, gang) as wakeups:
+            yield Lifecycle(client=client, gang=gang, say=say, wait=wakeups.wait)
+
+    return opened()
+
+
+def _interruptible(work: Callable[[], object], config: Path) -> None:
+    """Ctrl-C leaves all as it is, and says what that means."""
+    try:
+        work()
+    except KeyboardInterrupt:
+        command = "gangway cluster"
+        typer.echo(
+            "interrupted: what was applied stays, and goes on without this command. "
+            f"See `{command} status {config}`, wait again with `{command} up {config}`, "
+            f"remove it with `{command} down {config}`.",
+            err=True,
+        )
+        raise
+
+
+def _tell_report(work: Any, as_json: bool) -> None:
+    from cluster.report import report
+
+    if as_json:
+        _print_json(report(work.client, work.gang))
+
+
+@app.command(epilog=f"Example: gangway cluster status {EXAMPLE} --json")
+def status(
+    config: File,
+    overrides: Overrides = [],  # noqa: B006
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+    as_json: AsJson = False,
+) -> int:
+    """Show the gang by host: where each pod is, and what is wrong. Exit code 1 while it is not ready."""
+    from cluster.connection import connect
+    from cluster.report import report
+    from cluster.snapshot import gang_of
+
+    answer = report(connect(kubeconfig, context), gang_of(load_spec(config, overrides)))
+    if as_json:
+        _print_json(answer)
+        return int(not answer["ready"])
+    typer.echo(f"{answer['namespace']}/{answer['name']}: {answer['stage']}")
+    for pod in answer["pods"]:
+        host = "head" if pod["host"] is None else f"host {pod['host']}"
+        ready = "ready" if pod["ready"] else "not ready"
+        where = pod["node"] or "no node"
+        typer.echo(f"  {host:<9}{pod['pod']:<44}{where:<24}{pod['phase']:<10}{ready:<11}{pod['reason'] or ''}".rstrip())
+    for problem in answer["problems"]:
+        typer.echo(f"  problem: {problem}")
+    return int(not answer["ready"])
+
+
+@app.command(epilog=f"Example: gangway cluster logs {EXAMPLE} --host 1 --previous")
+def logs(
+    config: File,
+    host: Annotated[int | None, typer.Option(min=0, help="Pod of this host index; the head's if not given.")] = None,
+    operator: Annotated[bool, typer.Option("--operator", help="KubeRay's operator instead.")] = False,
+    previous: Annotated[bool, typer.Option("--previous", help="Of the run before the last restart.")] = False,
+    lines: Annotated[int | None, typer.Option(min=1, help="Only the last lines.")] = None,
+    overrides: Overrides = [],  # noqa: B006
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print the log of one pod."""
+    from cluster.connection import connect
+    from cluster.report import read_logs
+    from cluster.snapshot import gang_of
+
+    gang = gang_of(load_spec(config, overrides))
+    client = connect(kubeconfig, context)
+    text = read_logs(client, gang, host=host, operator=operator, previous=previous, lines=lines)
+    if as_json:
+        _print_json({"lines": text.splitlines()})
+    else:
+        sys.stdout.write(text)
+
+
+@app.command(epilog=f"Example: gangway cluster submit {EXAMPLE} --set ray.kind=cluster")
+def submit(
+    config: File,
+    overrides: Overrides = [],  # noqa: B006
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the serving command anew on a standing RayCluster (`ray.kind: cluster`), and wait until it answers."""
+    from cluster.submission import submission
+
+    spec = load_spec(config, overrides)
+    document = submission(spec)
+    with _lifecycle(spec, kubeconfig, context, _say(as_json)) as work:
+        _interruptible(lambda: work.resubmit(document), config)
+        _tell_report(work, as_json)
+
+
+@app.command(epilog=f"Example: gangway cluster down {EXAMPLE}")
+def down(
+    config: File,
+    overrides: Overrides = [],  # noqa: B006
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+    as_json: AsJson = False,
+) -> None:
+    """Delete the gang and wait until nothing of it is left."""
+    spec = load_spec(config, overrides)
+    say = _say(as_json)
+    with _lifecycle(spec, kubeconfig, context, say) as work:
+        deleted = work.down()
+    if as_json:
+        _print_json({"deleted": deleted})
+    elif not deleted:
+        say("there was nothing to delete")

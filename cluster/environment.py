@@ -1,0 +1,54 @@
+"""Environment variables of the pods, as Kubernetes writes them. Pure. KubeRay adds Ray's address and token itself."""
+
+import math
+from typing import Any
+
+from cluster.spec import ClusterSpec
+
+Variable = dict[str, Any]
+
+NODE_LOSS = {
+    "RAY_health_check_failure_threshold": "5",
+    "RAY_health_check_initial_delay_ms": "5000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "1000",
+}
+"""A node that is cut off is declared dead after about 6 s; by Ray's own defaults it takes half a minute or more."""
+
+STOP_MARGIN_S = 15
+"""For taking down the group after it has drained."""
+
+
+def head_environment(spec: ClusterSpec) -> list[Variable]:
+    """The head's: besides what all have, a job that is told to stop gets the time it needs to drain (Ray gives 3 s)."""
+    drain = math.ceil(spec.serving.fault.drain_timeout_s) + STOP_MARGIN_S
+    return _written(spec, NODE_LOSS | {"RAY_JOB_STOP_WAIT_TIME_S": str(drain)})
+
+
+def worker_environment(spec: ClusterSpec) -> list[Variable]:
+    """A pod's with ranks."""
+    return _written(spec, NODE_LOSS | _collectives(spec))
+
+
+def _collectives(spec: ClusterSpec) -> dict[str, str]:
+    """What NCCL and gloo obey. gloo takes the name of an interface only, not NCCL's `^` and `=`."""
+    network = spec.network
+    found = {
+        "GLOO_SOCKET_IFNAME": network.interface if network.interface and network.interface[0] not in "^=" else None,
+        "NCCL_SOCKET_IFNAME": network.interface,
+    }
+    if spec.nodes.gpus_per_node:
+        found["NCCL_DEBUG"] = network.nccl_debug
+        found["NCCL_IB_HCA"] = network.ib_hca
+        found["NCCL_IB_GID_INDEX"] = None if network.ib_gid_index is None else str(network.ib_gid_index)
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _written(spec: ClusterSpec, ours: dict[str, str]) -> list[Variable]:
+    """By name, so that the order never changes. What the user has set stays."""
+    plain: dict[str, Variable] = {name: {"name": name, "value": value} for name, value in (ours | spec.env).items()}
+    secret: dict[str, Variable] = {
+        name: {"name": name, "valueFrom": {"secretKeyRef": {"name": source.secret, "key": source.key}}}
+        for name, source in spec.secret_env.items()
+    }
+    return [variable for _, variable in sorted((plain | secret).items())]

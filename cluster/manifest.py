@@ -1,0 +1,105 @@
+"""The whole manifest of a gang. Pure and deterministic: the same configuration gives the same bytes."""
+
+import copy
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from cluster.errors import SpecError
+from cluster.kuberay import refusal
+from cluster.names import INSTANCE, MANAGED_BY, MANAGER, PART_OF, SPEC_HASH, config_map_name
+from cluster.network import network_policy, service
+from cluster.ray_resource import ray_resource
+from cluster.spec import CONFIG_FILE, ClusterSpec
+from serving.config import dump_config
+
+Document = dict[str, Any]
+
+
+def render(spec: ClusterSpec, *, allow_single_node: bool = False) -> list[Document]:
+    """All documents, in the order in which they are to be applied; the last one is the RayJob or RayCluster.
+
+    Raises `SpecError` for one node unless `allow_single_node`: plain Ray Serve does that better.
+    """
+    if spec.nodes.count == 1 and not allow_single_node:
+        raise SpecError(
+            "nodes.count is 1: one node is enough, so use plain Ray Serve on one node",
+            fix="or say --allow-single-node",
+        )
+    labels = {INSTANCE: spec.name, MANAGED_BY: MANAGER, PART_OF: MANAGER}
+    config = _config_map(spec, labels)
+    documents = [
+        _service_account(spec, labels),
+        config,
+        *([network_policy(spec, labels)] if spec.network_policy.enabled else []),
+        *([_disruption_budget(spec, labels)] if spec.disruption.protect else []),
+        service(spec, labels),
+        ray_resource(spec, labels, _hash(config["data"])),
+    ]
+    return _signed(documents)
+
+
+def to_yaml(documents: Sequence[Document]) -> str:
+    """One YAML stream, as `kubectl apply -f` reads it; keys in the order in which they were made."""
+    return "---\n".join(yaml.dump(one, Dumper=_Readable, sort_keys=False, width=120) for one in documents)
+
+
+def _signed(documents: list[Document]) -> list[Document]:
+    """With the hash of all of them on the last one, which KubeRay is not going to refuse. They share nothing."""
+    resource = documents[-1]
+    resource["metadata"]["annotations"] = {SPEC_HASH: _hash(documents)}
+    if (reason := refusal(resource)) is not None:
+        raise SpecError(f"KubeRay would refuse this: {reason}")
+    return [copy.deepcopy(document) for document in documents]
+
+
+def _hash(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _service_account(spec: ClusterSpec, labels: dict[str, str]) -> Document:
+    """One of its own, which may do nothing: neither Ray nor this project asks the API server for anything."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ServiceAccount",
+        "metadata": {"name": spec.name, "namespace": spec.namespace, "labels": labels},
+        "automountServiceAccountToken": False,
+    }
+
+
+def _config_map(spec: ClusterSpec, labels: dict[str, str]) -> Document:
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": config_map_name(spec.name), "namespace": spec.namespace, "labels": labels},
+        "data": {CONFIG_FILE.name: dump_config(spec.config_in_pods())},
+    }
+
+
+def _disruption_budget(spec: ClusterSpec, labels: dict[str, str]) -> Document:
+    """All pods or none. As a number of pods: a percentage or `maxUnavailable` needs an owner with a scale subresource,
+    which a RayCluster is not.
+    """
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": {"name": spec.name, "namespace": spec.namespace, "labels": labels},
+        "spec": {"minAvailable": spec.nodes.count + 1, "selector": {"matchLabels": {INSTANCE: spec.name}}},
+    }
+
+
+class _Readable(yaml.SafeDumper):
+    """Text of several lines as a block, and no anchors: other readers of manifests do not all know them."""
+
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Readable.add_representer(str, _text)

@@ -1,0 +1,72 @@
+"""The part of `doctor` that looks at KubeRay's operator: what its Deployment says about how it was started. Pure."""
+
+import re
+from collections.abc import Iterator
+from typing import Literal
+
+from cluster.diagnosis import SCHEDULER_ARGUMENTS
+from cluster.facts import Facts
+from cluster.kinds import Manifest
+from cluster.snapshot import status
+from cluster.spec import ClusterSpec
+
+Level = Literal["ok", "warn", "fail", "skipped"]
+Told = Iterator[tuple[Level, str, str]]
+"""What a check yields: how bad, what, and the fix."""
+
+OLDEST_OPERATOR = (1, 6)
+"""The first KubeRay that recycles a replica of several hosts as a whole."""
+
+
+def check_operator(facts: Facts, spec: ClusterSpec) -> Told:
+    """It runs, is new enough, watches the namespace, and knows the gang scheduler."""
+    if "deployments" in facts.unread:
+        yield "skipped", "deployments may not be read, so the operator is not to be seen", ""
+        return
+    if not facts.operators:
+        yield "fail", "no KubeRay operator runs", "helm install kuberay-operator kuberay/kuberay-operator"
+    for deployment in facts.operators:
+        yield from _operator(deployment, spec)
+
+
+def _operator(deployment: Manifest, spec: ClusterSpec) -> Told:
+    meta = deployment["metadata"]
+    name, container = f"{meta['namespace']}/{meta['name']}", deployment["spec"]["template"]["spec"]["containers"][0]
+    if not status(deployment).get("readyReplicas"):
+        yield (
+            "fail",
+            f"{name} has no ready replica",
+            f"kubectl -n {meta['namespace']} describe deployment {meta['name']}",
+        )
+    version = re.search(r":v?(\d+)\.(\d+)", container["image"])
+    if version is None:
+        yield "warn", f"the version of {container['image']} is not to be seen", "it must be 1.6 or later"
+    elif tuple(map(int, version.groups())) < OLDEST_OPERATOR:
+        yield "fail", f"{container['image']} does not recycle a replica as a whole", "use KubeRay 1.6 or later"
+    else:
+        yield "ok", f"{name} runs {container['image']}", ""
+    arguments = [*container.get("command", []), *container.get("args", [])]
+    watched = argument(arguments, "watch-namespace")
+    if watched and spec.namespace not in watched.split(","):
+        yield "fail", f"{name} watches {watched}, not {spec.namespace}", "add it to helm's watchNamespace"
+    yield from _batch_scheduler(arguments, spec)
+
+
+def _batch_scheduler(arguments: list[str], spec: ClusterSpec) -> Told:
+    legacy = argument(arguments, "enable-batch-scheduler") == "true"
+    found = argument(arguments, "batch-scheduler") or ("volcano" if legacy else "")
+    wanted = SCHEDULER_ARGUMENTS.get(spec.gang.scheduler)
+    if wanted is not None and found != wanted:
+        fix = f"start the operator with --batch-scheduler={wanted} (helm: batchScheduler.name)"
+        yield "fail", f"the operator runs --batch-scheduler={found!r}, so gang labels are ignored", fix
+    else:
+        yield "ok", f"the operator's batch scheduler is {found or 'none'}, as gang.scheduler needs", ""
+
+
+def argument(arguments: list[str], name: str) -> str | None:
+    """The value of `--name=value` or `-name=value`; `true` where it stands alone."""
+    for text in arguments:
+        key, _, value = text.lstrip("-").partition("=")
+        if text.startswith("-") and key == name:
+            return value or "true"
+    return None

@@ -1,0 +1,143 @@
+"""Pod templates of the head and of the ranks. Pure.
+
+Both end with their Ray process (restartPolicy Never): a rank that is restarted alone cannot join the others again,
+while a pod that fails makes KubeRay form all of them anew. Probes ask the raylet, never the model, as KubeRay submits
+the command that loads it only when all pods are ready.
+"""
+
+import math
+from typing import Any
+
+from cluster.environment import STOP_MARGIN_S, head_environment, worker_environment
+from cluster.gang import pod_priority, worker_annotations
+from cluster.names import COMPONENT, CONFIG_HASH, GPU, HEAD, INSTANCE, WORKER
+from cluster.settings import Amount
+from cluster.spec import ClusterSpec
+from cluster.volumes import Mounted, head_volumes, worker_volumes
+
+AGENT_PORT = 52365
+
+HEAD_PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001, "metrics": 8080}
+"""KubeRay's own head service offers those that are named here."""
+
+KEEP = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false", "karpenter.sh/do-not-disrupt": "true"}
+
+
+def head_template(spec: ClusterSpec, config_hash: str) -> dict[str, Any]:
+    """The head: Ray's control, the command, and the proxy that takes requests. It holds no rank."""
+    ports = HEAD_PORTS | {"http": spec.serving.http.port}
+    container = _container(spec, "ray-head", spec.resources.head, {}, head_volumes(spec)) | {
+        "env": head_environment(spec),
+        "ports": [{"containerPort": port, "name": name} for name, port in ports.items()],
+    }
+    pod = _pod(spec, container, head_volumes(spec))
+    if spec.nodes.head_selector:
+        pod["nodeSelector"] = dict(spec.nodes.head_selector)
+    return {"metadata": _metadata(spec, HEAD, config_hash, {}), "spec": pod}
+
+
+def worker_template(spec: ClusterSpec, config_hash: str) -> dict[str, Any]:
+    """A pod with ranks: alone on its node, with all of its GPUs."""
+    volumes = worker_volumes(spec)
+    container = _container(spec, "ray-worker", spec.resources.worker, _devices(spec), volumes)
+    container |= {"env": worker_environment(spec), "ports": [{"containerPort": 8080, "name": "metrics"}]}
+    pod = _pod(spec, container, volumes) | {"affinity": _one_a_node(spec)}
+    if selector := _selector(spec):
+        pod["nodeSelector"] = selector
+    if tolerations := _tolerations(spec):
+        pod["tolerations"] = tolerations
+    if spec.nodes.gpus_per_node and spec.nodes.runtime_class:
+        pod["runtimeClassName"] = spec.nodes.runtime_class
+    annotations = worker_annotations(spec.gang)
+    if spec.network.attachments:
+        annotations["k8s.v1.cni.cncf.io/networks"] = ",".join(spec.network.attachments)
+    return {"metadata": _metadata(spec, WORKER, config_hash, annotations), "spec": pod}
+
+
+def _metadata(spec: ClusterSpec, component: str, config_hash: str, annotations: dict[str, str]) -> dict[str, Any]:
+    kept = KEEP if spec.disruption.protect else {}
+    return {
+        "labels": {INSTANCE: spec.name, COMPONENT: component},
+        "annotations": {CONFIG_HASH: config_hash} | kept | annotations,
+    }
+
+
+def _pod(spec: ClusterSpec, container: dict[str, Any], volumes: list[Mounted]) -> dict[str, Any]:
+    user = spec.security.run_as_user
+    pod: dict[str, Any] = {
+        "serviceAccountName": spec.name,
+        "automountServiceAccountToken": False,
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": math.ceil(spec.serving.fault.drain_timeout_s) + 2 * STOP_MARGIN_S,
+        "securityContext": {
+            "runAsUser": user,
+            "runAsGroup": user,
+            "fsGroup": user,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "runAsNonRoot": user != 0,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [container],
+        "volumes": [mounted.volume for mounted in volumes],
+    }
+    if spec.image.pull_secrets:
+        pod["imagePullSecrets"] = [{"name": name} for name in spec.image.pull_secrets]
+    if (priority := pod_priority(spec.gang)) is not None:
+        pod["priorityClassName"] = priority
+    if spec.network.host_network:
+        pod |= {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"}
+    return pod
+
+
+def _container(
+    spec: ClusterSpec, name: str, amount: Amount, devices: dict[str, str], volumes: list[Mounted]
+) -> dict[str, Any]:
+    """Requests equal limits, so that no neighbour takes anything away; devices need it so."""
+    resources = {"cpu": amount.cpu, "memory": amount.memory} | devices
+    return {
+        "name": name,
+        "image": spec.image.ref,
+        "imagePullPolicy": spec.image.pull_policy,
+        "resources": {"limits": resources, "requests": dict(resources)},
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": _capabilities(devices)},
+        "volumeMounts": [mounted.mount for mounted in volumes],
+        "readinessProbe": _raylet_lives(failures=6),
+        "livenessProbe": _raylet_lives(failures=24) | {"initialDelaySeconds": 30},
+    }
+
+
+def _raylet_lives(failures: int) -> dict[str, Any]:
+    """The agent's answer, which needs no token. Both die with the raylet."""
+    ask = {"path": "/api/healthz", "port": AGENT_PORT}
+    return {"httpGet": ask, "periodSeconds": 5, "timeoutSeconds": 4, "failureThreshold": failures}
+
+
+def _capabilities(devices: dict[str, str]) -> dict[str, list[str]]:
+    """None; RDMA pins memory, which needs one."""
+    return {"drop": ["ALL"]} | ({"add": ["IPC_LOCK"]} if devices.keys() - {GPU} else {})
+
+
+def _devices(spec: ClusterSpec) -> dict[str, str]:
+    devices = {GPU: str(spec.nodes.gpus_per_node)} if spec.nodes.gpus_per_node else {}
+    if spec.network.rdma_resource is not None:
+        devices[spec.network.rdma_resource] = str(spec.network.rdma_count)
+    return devices
+
+
+def _one_a_node(spec: ClusterSpec) -> dict[str, Any]:
+    """By our own labels: those of KubeRay are generated under a RayJob."""
+    term = {
+        "labelSelector": {"matchLabels": {INSTANCE: spec.name, COMPONENT: WORKER}},
+        "topologyKey": "kubernetes.io/hostname",
+    }
+    return {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}
+
+
+def _selector(spec: ClusterSpec) -> dict[str, str]:
+    product = {"nvidia.com/gpu.product": spec.nodes.product} if spec.nodes.product else {}
+    return product | dict(spec.nodes.selector)
+
+
+def _tolerations(spec: ClusterSpec) -> list[dict[str, Any]]:
+    gpu = [{"key": GPU, "operator": "Exists", "effect": "NoSchedule"}] if spec.nodes.gpus_per_node else []
+    return gpu + [taint.model_dump(exclude_none=True) for taint in spec.nodes.tolerations]

@@ -1,0 +1,55 @@
+"""Where a gang is on its way up, in one line. Pure."""
+
+from cluster.kinds import Manifest
+from cluster.names import HOST_INDEX
+from cluster.snapshot import Snapshot, container, is_true, labels, status
+
+
+def stage(snapshot: Snapshot) -> str:
+    """The line to print now; it changes exactly when something has moved."""
+    top, gang = snapshot.top, snapshot.gang
+    if snapshot.health.ready:
+        return f"ready: /readyz answers through the Service on port {gang.port}"
+    if top is None:
+        return "not applied"
+    if top["metadata"].get("deletionTimestamp"):
+        return "being deleted"
+    if top["spec"].get("suspend"):
+        return "suspended: waiting to be admitted"
+    if snapshot.cluster is None or not snapshot.pods:
+        return f"waiting for KubeRay to make the pods of {top['kind']} {top['metadata']['name']}"
+    return _pod_stage(snapshot)
+
+
+def _pod_stage(snapshot: Snapshot) -> str:
+    wanted, pods = snapshot.gang.nodes + 1, snapshot.pods
+    placed = sum("nodeName" in pod["spec"] for pod in pods)
+    running = sum(status(pod).get("phase") == "Running" for pod in pods)
+    ready = sum(is_true(pod, "Ready") for pod in pods)
+    if placed < wanted:
+        return f"placing: {placed} of {wanted} pods have a node"
+    if running < wanted:
+        return f"starting: {running} of {wanted} pods run"
+    if ready < wanted:
+        return f"joining Ray: {ready} of {wanted} pods are ready"
+    job = status(snapshot.job).get("jobStatus")
+    if job not in ("RUNNING", "PENDING"):
+        return "submitting: all pods are ready"
+    return f"loading the model: /readyz answers {snapshot.health.status or 'not yet'}"
+
+
+def pod_row(pod: Manifest) -> dict[str, object]:
+    """One row of `status`."""
+    row = container(pod)
+    state = next(iter(row.get("state") or {}), "unknown")
+    detail = (row.get("state") or {}).get(state) or {}
+    return {
+        "pod": pod["metadata"]["name"],
+        "role": labels(pod).get("ray.io/node-type", ""),
+        "host": labels(pod).get(HOST_INDEX),
+        "node": pod["spec"].get("nodeName"),
+        "phase": status(pod).get("phase"),
+        "ready": is_true(pod, "Ready"),
+        "restarts": row.get("restartCount", 0),
+        "reason": detail.get("reason"),
+    }

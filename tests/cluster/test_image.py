@@ -1,0 +1,102 @@
+"""The container image: it cannot be built here, so its file is held to rules and its one build step is run."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.cluster.conftest import CONFIGS, ROOT
+
+Instruction = tuple[str, str]
+
+
+@pytest.fixture(scope="module")
+def dockerfile() -> list[Instruction]:
+    """(keyword, arguments) of every instruction, continued lines joined."""
+    text = "\n".join(line for line in (ROOT / "Dockerfile").read_text().splitlines() if not line.startswith("#"))
+    lines = text.replace("\\\n", " ").splitlines()
+    return [(line.split(maxsplit=1)[0], line.split(maxsplit=1)[1]) for line in lines if line.strip()]
+
+
+def arguments(dockerfile: list[Instruction], keyword: str) -> list[str]:
+    return [rest for found, rest in dockerfile if found == keyword]
+
+
+def final_stage(dockerfile: list[Instruction]) -> list[Instruction]:
+    last = max(index for index, (keyword, _) in enumerate(dockerfile) if keyword == "FROM")
+    return dockerfile[last:]
+
+
+def test_every_base_is_pinned_to_a_full_version(dockerfile: list[Instruction]) -> None:
+    bases = arguments(dockerfile, "FROM")
+    assert len(bases) == 2
+    for base in bases:
+        assert re.match(r"python:\d+\.\d+\.\d+-[a-z]+-[a-z]+( AS \w+)?$", base), base
+
+
+def test_the_image_runs_as_a_user_by_number_and_nothing_follows_as_root(dockerfile: list[Instruction]) -> None:
+    final = final_stage(dockerfile)
+    assert arguments(final, "USER") == ["1000:1000"]
+    after = [keyword for keyword, _ in final[final.index(("USER", "1000:1000")) :]]
+    assert "RUN" not in after
+
+
+def test_the_entry_point_is_in_exec_form(dockerfile: list[Instruction]) -> None:
+    final = final_stage(dockerfile)
+    for keyword in ("ENTRYPOINT", "CMD"):
+        (form,) = arguments(final, keyword)
+        assert all(isinstance(part, str) for part in json.loads(form))
+
+
+def test_packages_are_installed_lean_and_their_lists_removed(dockerfile: list[Instruction]) -> None:
+    for step in arguments(dockerfile, "RUN"):
+        assert "sudo" not in step
+        if "apt-get" in step:
+            assert "--no-install-recommends" in step
+            assert "rm -rf /var/lib/apt/lists/*" in step
+            assert "apt-get update" in step
+            assert "upgrade" not in step
+
+
+def test_nothing_is_fetched_but_by_package_managers(dockerfile: list[Instruction]) -> None:
+    assert not arguments(dockerfile, "ADD")
+    assert not any(re.search(r"\b(curl|wget|git)\b", step) for step in arguments(dockerfile, "RUN"))
+
+
+def test_no_secret_is_built_in(dockerfile: list[Instruction]) -> None:
+    words = re.compile("TOKEN|PASSWORD|SECRET|KEY", re.IGNORECASE)
+    assert not any(words.search(rest) for keyword in ("ARG", "ENV") for rest in arguments(dockerfile, keyword))
+
+
+def test_everything_that_is_copied_exists_and_is_let_in(dockerfile: list[Instruction]) -> None:
+    let_in = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    copied = [part for rest in arguments(dockerfile, "COPY") if "--from" not in rest for part in rest.split()[:-1]]
+    assert sorted(copied) == sorted(let_in)
+    assert all((ROOT / name).exists() for name in copied)
+
+
+def test_what_a_login_shell_runs_is_the_images_own(dockerfile: list[Instruction]) -> None:
+    (step,) = arguments(final_stage(dockerfile), "RUN")
+    assert "export PATH=/opt/gangway/bin:$PATH' > /etc/profile.d/" in step
+
+
+def test_configurations_name_the_ray_that_the_image_holds() -> None:
+    pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines())
+    for path in CONFIGS:
+        assert yaml.safe_load(path.read_text())["ray"]["version"] == pinned["ray"], path
+
+
+@pytest.mark.slow
+def test_the_build_step_makes_an_environment_that_runs(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHON": sys.executable}
+    steps = [str(ROOT / "scripts" / "install.sh"), str(tmp_path / "venv")]
+    done = subprocess.run(steps, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1200, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    asked = subprocess.run([tmp_path / "venv/bin/gangway", "--help"], capture_output=True, text=True, check=True)
+    assert "serve" in asked.stdout
+    assert (tmp_path / "venv/bin/ray").exists()

@@ -1,0 +1,94 @@
+"""From a rendered RayJob to an answer: the pods that the fake KubeRay makes of it are Ray nodes on hosts of their own.
+
+The configuration is the shipped one for a laptop, with the places of this machine. `up` and `down` are those of the
+command line, against the fake API server; the readiness that `up` waits for is that of the model.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import typer
+
+from cluster.cli import app
+from tests.e2e.server import MODEL, eventually
+from tests.hosts.net import Network, why_not
+from tests.kube.live import LiveWorld
+from tests.kube.server import KubeServer
+from tests.kube.world import Beat
+
+CONFIG = Path(__file__).parents[2] / "configs" / "cluster" / "smollm2-135m-tp2-kind-cpu.yaml"
+SETTINGS = (
+    f"storage.model.mount_path={MODEL.parent}",
+    f"storage.model.host_path={MODEL.parent}",
+    f"serving.model.path={MODEL}",
+    "nodes.head_selector={role: head}",
+    "nodes.selector={role: ranks}",
+    "timeouts.ready_s=240",
+)
+TICK_S = 0.5
+QUESTION = {"inputs": "What is the capital of France?", "parameters": {"temperature": 0, "max_tokens": 16}}
+LONG = {"model": "smollm2-135m-instruct", "prompt": "Once upon a time", "temperature": 0, "max_tokens": 150}
+
+pytestmark = [
+    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
+    pytest.mark.skipif(not MODEL.is_dir(), reason=f"there is no model in {MODEL}: gangway demo-model writes it"),
+]
+
+
+@pytest.fixture
+def world(kube: KubeServer) -> Iterator[LiveWorld]:
+    with Network(3) as network:
+        made = LiveWorld(kube, network)
+        with Beat(made, TICK_S):
+            yield made
+
+
+@pytest.fixture
+def command(kube: KubeServer, tmp_path: Path) -> Callable[[str], int]:
+    config = str(kube.kubeconfig(tmp_path / "kubeconfig"))
+    settings = [part for setting in SETTINGS for part in ("--set", setting)]
+
+    def run(verb: str) -> int:
+        call = [verb, str(CONFIG), *settings, "--kubeconfig", config]
+        code = typer.main.get_command(app).main(call, prog_name="gangway cluster", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+
+    return run
+
+
+def address(world: LiveWorld) -> str:
+    """Where the rendered Service leads: the one pod that it selects."""
+    service: dict[str, Any] = world.store.get("services", "smollm2-http", "default")
+    selector = ",".join(f"{key}={value}" for key, value in service["spec"]["selector"].items())
+    (pod,) = world.store.select("pods", "default", selector)
+    return f"http://{pod['status']['podIP']}:{service['spec']['ports'][0]['port']}"
+
+
+def test_a_rendered_gang_answers_through_its_service_and_ends_what_it_has_begun(
+    command: Callable[[str], int], world: LiveWorld, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("up") == 0
+    assert "ready: /readyz answers through the Service" in capsys.readouterr().out
+    url = address(world)
+    answer = httpx.post(f"{url}/predict", json=QUESTION, timeout=60).raise_for_status().json()
+    assert "Paris" in answer["outputs"][0]["text"]
+    ranks = httpx.get(f"{url}/v1/status", timeout=10).json()["ranks"]
+    assert {rank["ip"] for rank in ranks} == {pod["status"]["podIP"] for pod in world.pods()}
+    with (
+        ThreadPoolExecutor() as pool,
+        httpx.stream("POST", f"{url}/v1/completions", json=LONG | {"stream": True}) as told,
+    ):
+        lines = told.iter_lines()
+        assert next(lines).startswith("data: {")
+        going = pool.submit(command, "down")
+        assert [line for line in lines if line][-1] == "data: [DONE]"
+        assert going.result() == 0
+    said = capsys.readouterr().out
+    assert "stopping the job" in said
+    assert "cut off" not in said
+    assert world.store.select("pods") == []
+    eventually(lambda: not any(host.processes() for host in world.network.hosts))

@@ -1,0 +1,146 @@
+"""`gangway cluster` from its arguments to its exit code, with rendered manifests, while a fake cluster moves on."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+from cluster.cli import app
+from cluster.errors import ConflictError, SpecError
+from cluster.spec import load_spec
+from tests.kube.server import KubeServer
+from tests.kube.test_doctor import CONFIG, set_scene
+from tests.kube.world import Beat, World
+
+Command = Callable[..., int]
+
+
+@pytest.fixture
+def world(kube: KubeServer) -> Iterator[World]:
+    made = World(kube, batch_scheduler="volcano")
+    set_scene(kube, load_spec(CONFIG))
+    with Beat(made) as moving:
+        yield moving
+
+
+@pytest.fixture
+def command(kube: KubeServer, tmp_path: Path) -> Command:
+    config = kube.kubeconfig(tmp_path / "kubeconfig")
+
+    def run(verb: str, *arguments: str) -> int:
+        call = [verb, str(CONFIG), *arguments, "--kubeconfig", str(config)]
+        code = typer.main.get_command(app).main(call, prog_name="gangway cluster", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+
+    return run
+
+
+def run_offline(*arguments: str) -> None:
+    typer.main.get_command(app).main(list(arguments), prog_name="gangway cluster", standalone_mode=False)
+
+
+def test_a_rendered_gang_comes_up_is_shown_and_goes(
+    command: Command, world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("doctor") == 0
+    assert command("status") == 1
+    capsys.readouterr()
+    assert command("up", "--json") == 0
+    told = capsys.readouterr()
+    answer: dict[str, Any] = json.loads(told.out)
+    assert answer["ready"]
+    assert [pod["host"] for pod in answer["pods"]] == [None, "0", "1"]
+    assert "loading the model" in told.err
+    assert command("status") == 0
+    name = world.pods()[1]["metadata"]["name"]
+    world.server.logs[world.pods()[1]["metadata"]["namespace"], name, False] = "rank 8 listens\n"
+    capsys.readouterr()
+    host = world.pods()[1]["metadata"]["labels"]["ray.io/replica-host-index"]
+    assert command("logs", "--host", host) == 0
+    assert capsys.readouterr().out == "rank 8 listens\n"
+    assert command("down") == 0
+    assert world.pods() == []
+    assert command("down") == 0
+
+
+def test_up_tells_what_it_would_do_and_does_nothing(
+    command: Command, world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("up", "--dry-run", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {row["does"] for row in rows} == {"create"}
+    assert world.store.select("rayjobs.ray.io") == []
+
+
+def test_a_standing_cluster_gets_its_command_and_gets_it_again(
+    command: Command, world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    standing = ("--set", "ray.kind=cluster")
+    assert command("up", *standing) == 0
+    before = world.store.select("rayjobs.ray.io")[0]["metadata"]["uid"]
+    assert command("submit", *standing) == 0
+    assert world.store.select("rayjobs.ray.io")[0]["metadata"]["uid"] != before
+    assert len(world.store.select("rayclusters.ray.io")) == 1
+    assert command("down", *standing) == 0
+    assert world.store.select("rayclusters.ray.io") == []
+
+
+def test_a_job_is_not_submitted_by_hand(command: Command) -> None:
+    with pytest.raises(SpecError, match="KubeRay submits the command by itself"):
+        command("submit")
+
+
+def test_submitting_without_a_cluster_says_to_bring_it_up(command: Command, world: World) -> None:
+    with pytest.raises(ConflictError, match="up` first"):
+        command("submit", "--set", "ray.kind=cluster")
+
+
+def test_an_interrupt_says_what_stays(
+    command: Command, kube: KubeServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_scene(kube, load_spec(CONFIG))
+    monkeypatch.setattr("cluster.observe.Wakeups.wait", _interrupted)
+    assert command("up") == 130
+    assert "what was applied stays" in capsys.readouterr().err
+    assert kube.store.select("rayjobs.ray.io")
+
+
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("fault", ["disconnect", 429, 503])
+def test_up_ends_right_whatever_call_is_disturbed(command: Command, world: World, kube: KubeServer, fault: Any) -> None:
+    for skip in (0, 3, 10, 15, 20, 24):
+        kube.faults.add(fault, skip=skip)
+    assert command("up") == 0
+    assert kube.faults.hits
+
+
+def test_what_is_rendered_is_what_up_applies(tmp_path: Path) -> None:
+    run_offline("render", str(CONFIG), "--out", str(tmp_path / "gang.yaml"))
+    documents = list(yaml.safe_load_all((tmp_path / "gang.yaml").read_text()))
+    assert documents[-1]["kind"] == "RayJob"
+
+
+@pytest.mark.parametrize("verb", ["plan", "doctor", "render", "up", "status", "logs", "submit", "down"])
+def test_every_command_helps_with_an_example_and_knows_json(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run_offline(verb, "--help")
+    told = capsys.readouterr().out
+    assert f"gangway cluster {verb}" in told
+    assert "--json" in told
+
+
+def test_a_serving_configuration_is_held_against_the_model_and_its_gpus(capsys: pytest.CaptureFixture[str]) -> None:
+    root = CONFIG.parents[2]
+    model = str(root / "tests" / "cluster" / "models" / "llama-3.1-405b")
+    serving = ("--serving", str(root / "configs" / "llama-3.1-405b-tp16-2x8-h100.yaml"))
+    plan = typer.main.get_command(app).main
+    assert plan(["plan", model, "--gpu", "h100", *serving], standalone_mode=False) == 0
+    assert "note: each of the 8 KV heads" in capsys.readouterr().out
+    assert plan(["plan", model, "--node", "8x40", *serving, "--json"], standalone_mode=False) == 1
+    assert "but a GPU has 40" in json.loads(capsys.readouterr().out)["serving"]["problems"][0]

@@ -1,0 +1,189 @@
+"""`doctor` against a whole fake cluster: a ready one passes, and each lack is one line with its fix."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.client import Client
+from cluster.connection import connect
+from cluster.doctor import Finding, examine
+from cluster.facts import Reader, named_secrets
+from cluster.kinds import LOCAL_QUEUE
+from cluster.operator_check import argument
+from cluster.spec import ClusterSpec, load_spec
+from tests.kube.scene import H100, add_node, add_operator
+from tests.kube.server import KubeServer
+from tests.kube.store import Write
+
+Object = dict[str, Any]
+CONFIG = Path(__file__).parents[2] / "configs" / "cluster" / "llama-3.1-405b-tp16-2x8-h100.yaml"
+
+SINCE = {"lastTransitionTime": "2026-11-23T12:00:00Z"}
+
+Examine = Callable[..., list[Finding]]
+
+
+def plain(api_version: str, kind: str, name: str, namespace: str = "", **rest: Any) -> Object:
+    meta = {"name": name, **({"namespace": namespace} if namespace else {})}
+    return {"apiVersion": api_version, "kind": kind, "metadata": meta, **rest}
+
+
+def set_scene(server: KubeServer, spec: ClusterSpec) -> None:
+    """Everything that a configuration asks of a cluster."""
+    store = server.store
+    if spec.namespace != "default":
+        store.create("namespaces", plain("v1", "Namespace", spec.namespace))
+    for name in ("a", "b"):
+        resource = spec.network.rdma_resource
+        add_node(store, name, product=spec.nodes.product or H100, resources={resource: "8"} if resource else {})
+    for name in named_secrets(spec):
+        store.create("secrets", plain("v1", "Secret", name, spec.namespace))
+    if spec.storage.model.claim:
+        claim = plain("v1", "PersistentVolumeClaim", spec.storage.model.claim, spec.namespace)
+        claim |= {"spec": {"accessModes": ["ReadOnlyMany"]}, "status": {"phase": "Bound"}}
+        store.create("persistentvolumeclaims", claim, keep_status=True)
+    set_queue(server, spec)
+    for name in spec.network.attachments:
+        place, _, rest = name.partition("/")
+        store.create(
+            "network-attachment-definitions.k8s.cni.cncf.io",
+            plain("k8s.cni.cncf.io/v1", "NetworkAttachmentDefinition", rest, place),
+        )
+
+
+def set_queue(server: KubeServer, spec: ClusterSpec) -> None:
+    """The queue that a configuration names, open."""
+    if spec.gang.scheduler == "kueue":
+        server.install(("localqueues", "kueue.x-k8s.io"))
+        queue = plain(LOCAL_QUEUE.api_version, "LocalQueue", str(spec.gang.queue), spec.namespace)
+        active = {"conditions": [{"type": "Active", "status": "True", "reason": "Ready", "message": "", **SINCE}]}
+        queue |= {"spec": {"clusterQueue": "all"}, "status": active}
+        server.store.create("localqueues.kueue.x-k8s.io", queue, keep_status=True)
+    elif spec.gang.scheduler == "volcano":
+        server.install(("queues", "scheduling.volcano.sh"))
+        queue = plain("scheduling.volcano.sh/v1beta1", "Queue", str(spec.gang.queue)) | {"spec": {"weight": 1}}
+        queue |= {"status": {"state": "Open", "allocated": {}}}
+        server.store.create("queues.scheduling.volcano.sh", queue, keep_status=True)
+
+
+@pytest.fixture
+def spec() -> ClusterSpec:
+    return load_spec(CONFIG, ["gang.scheduler=volcano", "gang.queue=research", "gang.topology_level=null"])
+
+
+@pytest.fixture
+def look(kube: KubeServer, client: Client, spec: ClusterSpec) -> Examine:
+    set_scene(kube, spec)
+
+    def run(*, batch_scheduler: str = "volcano", **rest: Any) -> list[Finding]:
+        add_operator(kube.store, batch_scheduler=batch_scheduler, **rest)
+        return examine(Reader(client, spec).read(), spec)
+
+    return run
+
+
+def failed(findings: list[Finding]) -> list[str]:
+    assert all(row.fix for row in findings if row.level == "fail"), "every failure says what to do"
+    return [row.text for row in findings if row.level == "fail"]
+
+
+def test_a_cluster_that_has_all_passes(look: Examine) -> None:
+    findings = look()
+    assert failed(findings) == []
+    assert {"server", "rights", "definitions", "operator", "queue", "nodes"} <= {
+        row.check for row in findings if row.level == "ok"
+    }
+
+
+def test_doctor_only_reads(look: Examine, kube: KubeServer) -> None:
+    kube.calls.clear()
+    look()
+    writes = [path for method, path in kube.calls if method != "GET" and "selfsubjectaccessreviews" not in path]
+    assert writes == []
+
+
+def test_a_missing_right_is_named(look: Examine, kube: KubeServer) -> None:
+    kube.rbac.denied.add(("create", "rayjobs.ray.io"))
+    assert any("create rayjobs.ray.io" in text for text in failed(look()))
+
+
+def test_what_may_not_be_read_is_skipped_not_failed(look: Examine, kube: KubeServer) -> None:
+    kube.rbac.denied |= {("list", "nodes"), ("get", "secrets"), ("list", "deployments.apps")}
+    findings = look()
+    assert failed(findings) == []
+    assert {"nodes", "operator"} <= {row.check for row in findings if row.level == "skipped"}
+
+
+def test_an_operator_for_another_scheduler_is_told_with_the_argument(look: Examine) -> None:
+    rows = [row for row in look(batch_scheduler="yunikorn") if row.level == "fail"]
+    assert any("--batch-scheduler=volcano" in row.fix for row in rows)
+
+
+def test_an_operator_that_is_too_old_fails(look: Examine) -> None:
+    assert any("does not recycle a replica" in text for text in failed(look(image="v1.5.1")))
+
+
+def test_a_cordoned_node_leaves_too_few(look: Examine, kube: KubeServer) -> None:
+    kube.store.change("nodes", "b", "", lambda node: {**node, "spec": {"unschedulable": True}})
+    assert any("1 nodes fit" in text and "node b is cordoned" in text for text in failed(look()))
+
+
+def test_a_claim_that_one_node_can_mount_fails(look: Examine, kube: KubeServer, spec: ClusterSpec) -> None:
+    def alone(claim: Object) -> Object:
+        return {**claim, "spec": {"accessModes": ["ReadWriteOnce"]}}
+
+    kube.store.change("persistentvolumeclaims", str(spec.storage.model.claim), spec.namespace, alone)
+    assert any("only one node can mount it" in text for text in failed(look()))
+
+
+def test_a_quota_that_is_too_small_fails_with_both_numbers(look: Examine, kube: KubeServer, spec: ClusterSpec) -> None:
+    status = {"hard": {"requests.nvidia.com/gpu": "12"}, "used": {"requests.nvidia.com/gpu": "2"}}
+    quota = plain("v1", "ResourceQuota", "gpus", spec.namespace) | {"spec": {}, "status": status}
+    kube.store.create("resourcequotas", quota, keep_status=True)
+    assert any("leaves 10 of requests.nvidia.com/gpu, 16 are needed" in text for text in failed(look()))
+
+
+def test_without_kuberay_its_definitions_fail(spec: ClusterSpec, tmp_path: Path) -> None:
+    with KubeServer(kuberay=False) as bare:
+        client = connect(str(bare.kubeconfig(tmp_path / "kubeconfig")))
+        texts = failed(examine(Reader(client, spec).read(), spec))
+    assert "rayjobs.ray.io is not served as ray.io/v1" in texts
+    assert "no KubeRay operator runs" in texts
+
+
+def test_an_argument_is_found_however_it_is_written() -> None:
+    assert argument(["/manager", "-batch-scheduler=kai-scheduler"], "batch-scheduler") == "kai-scheduler"
+    assert argument(["--enable-batch-scheduler"], "enable-batch-scheduler") == "true"
+    assert argument(["/manager"], "batch-scheduler") is None
+
+
+def test_a_limit_range_below_a_pods_size_fails(look: Examine, kube: KubeServer, spec: ClusterSpec) -> None:
+    rows = [{"type": "Container", "max": {"memory": "1Gi", "cpu": "1000"}}]
+    kube.store.create("limitranges", plain("v1", "LimitRange", "small", spec.namespace) | {"spec": {"limits": rows}})
+    texts = failed(look())
+    assert any(text.startswith("LimitRange small allows 1Gi of memory, and the worker asks for") for text in texts)
+    assert not any("of cpu, and the" in text for text in texts)
+
+
+def test_a_claim_that_no_storage_class_can_bind_fails(look: Examine, kube: KubeServer, spec: ClusterSpec) -> None:
+    def waiting(claim: Object) -> Object:
+        return {**claim, "spec": claim["spec"] | {"storageClassName": "fast"}, "status": {"phase": "Pending"}}
+
+    kube.store.change("persistentvolumeclaims", str(spec.storage.model.claim), spec.namespace, waiting)
+    kube.store.change(
+        "persistentvolumeclaims", str(spec.storage.model.claim), spec.namespace, waiting, Write(subresource="status")
+    )
+    assert any("there is no StorageClass fast" in text for text in failed(look()))
+
+
+def test_without_the_right_to_stop_a_job_a_warning_says_what_down_then_does(look: Examine, kube: KubeServer) -> None:
+    kube.rbac.denied.add(("create", "services/proxy"))
+    findings = look()
+    assert failed(findings) == []
+    assert any("`down` cuts off requests that run" in row.text for row in findings if row.level == "warn")
+
+
+def test_what_the_configuration_could_do_better_is_a_warning(look: Examine) -> None:
+    assert any("digest" in row.text for row in look() if row.check == "config")
