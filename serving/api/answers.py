@@ -231,6 +231,13 @@ class EngineCounters(Answer, frozen=True, kw_only=True):
     phase_seconds: dict[str, float]
 
 
+class GatewayPlace(msgspec.Struct, kw_only=True):
+    """The process that answers."""
+
+    ip: str
+    pid: int
+
+
 class Status(Answer, frozen=True, kw_only=True):
     """Answer of `/v1/status`."""
 
@@ -242,6 +249,7 @@ class Status(Answer, frozen=True, kw_only=True):
     ready: bool
     generation: int
     ranks: list[RankInfo]
+    gateway: GatewayPlace
     queue: Queue
     kv: KvUse
     engine: EngineCounters

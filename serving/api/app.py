@@ -22,13 +22,13 @@ from serving.config import Config
 from serving.gateway.service import Service
 
 
-def create_app(service: Service, config: Config) -> Starlette:
-    """The application over a service, which the caller starts and stops.
+def create_app(service: Service, config: Config, ip: str = "127.0.0.1") -> Starlette:
+    """The application over a service, which the caller starts and stops. `ip`: of the node that it runs on.
 
     Raises `ConfigError` when `security.api_keys_file` cannot be read.
     """
     preparer = Preparer(config, service.tokenizer)
-    openai, pages = OpenAI(service, preparer, config), StatusPages(service, config)
+    openai, pages = OpenAI(service, preparer, config), StatusPages(service, config, ip)
     routes = [
         Route("/predict", Predict(service, preparer, config).predict, methods=["POST"]),
         Route("/v1/completions", openai.completions, methods=["POST"]),

@@ -1,10 +1,12 @@
 """How things are: for load balancers, operators and the console. Never shows a key."""
 
+import os
+
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serving.api.answers import EngineCounters, Health, KvUse, Queue, Status
+from serving.api.answers import EngineCounters, GatewayPlace, Health, KvUse, Queue, Status
 from serving.api.responses import json_response
 from serving.config import Config
 from serving.gateway.journal import State
@@ -14,8 +16,10 @@ from serving.gateway.service import Service
 class StatusPages:
     """The endpoints."""
 
-    def __init__(self, service: Service, config: Config) -> None:
+    def __init__(self, service: Service, config: Config, ip: str) -> None:
+        """`ip`: of the node that this runs on."""
         self._service = service
+        self._gateway = GatewayPlace(ip=ip, pid=os.getpid())
         self._config = config
 
     async def healthz(self, _request: Request) -> Response:
@@ -48,6 +52,7 @@ class StatusPages:
             ready=service.ready,
             generation=snapshot.generation if snapshot else 0,
             ranks=snapshot.ranks if snapshot else [],
+            gateway=self._gateway,
             queue=self._queue(),
             kv=KvUse(blocks_used=stats.kv_blocks_used, blocks_total=stats.kv_blocks_total),
             engine=msgspec.convert(stats, EngineCounters, from_attributes=True),

@@ -7,6 +7,7 @@ and restarts it when it dies. It asks for no CPU, so that the ranks can have the
 import time
 from typing import Any
 
+import ray
 from ray import serve
 from ray.serve.schema import ApplicationStatus
 from starlette.types import ASGIApp
@@ -38,7 +39,7 @@ class Gateway:
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Called by Serve in the replica's event loop, once, before the first request."""
         await self._service.start()
-        return create_app(self._service, self._config)
+        return create_app(self._service, self._config, ray.util.get_node_ip_address())
 
     async def __del__(self) -> None:
         """Called by Serve in the same loop when the replica is told to stop and its requests have ended."""

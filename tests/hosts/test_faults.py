@@ -14,7 +14,7 @@ import pytest
 from serving.drill.faults import Fault, make_fault
 from serving.drill.recovery import Round
 from serving.drill.rounds import DrillPlan, run_drill
-from tests.e2e.server import CONFIG, MODEL, gangway
+from tests.e2e.server import CONFIG, MODEL, eventually, gangway
 from tests.hosts.cluster import Cluster
 from tests.hosts.conftest import Networks
 from tests.hosts.net import Host
@@ -46,9 +46,6 @@ class Served:
     def status(self) -> Any:
         return httpx.get(f"{self.url}/v1/status", timeout=10).json()
 
-    def host_of(self, rank: int) -> Host:
-        return self.host_at(self.status()["ranks"][rank]["ip"])
-
     def host_at(self, address: str) -> Host:
         return next(host for host in self.cluster.network.hosts if host.address == address)
 
@@ -66,7 +63,7 @@ def served(network: Networks) -> Iterator[Served]:
 
 
 class HostFault:
-    """Done to the host of rank 1, and undone by `undo`."""
+    """Done to the host of a rank, and undone by `undo`; not to the gateway's, with which its clients' streams go."""
 
     def __init__(
         self, served: Served, do: Callable[[Host], None], undo: Callable[[Host], None], *, restarts: bool
@@ -76,13 +73,19 @@ class HostFault:
         self._served, self._do, self._undo = served, do, undo
 
     def aim(self, status: dict[str, Any]) -> None:
-        self._host = self._served.host_at(status["ranks"][1]["ip"])
+        self.host = self._served.host_at(another_host(status))
 
     async def strike(self) -> None:
-        self._do(self._host)
+        self._do(self.host)
 
     async def heal(self, *, restarted: bool) -> None:
-        self._undo(self._host)
+        self._undo(self.host)
+
+
+def another_host(status: dict[str, Any]) -> str:
+    """The address of a host with a rank and without the gateway."""
+    hosts: set[str] = {rank["ip"] for rank in status["ranks"]} - {status["gateway"]["ip"]}
+    return sorted(hosts)[0]
 
 
 async def drilled(served: Served, fault: Fault, heal_after_s: float | None = None) -> Round:
@@ -123,14 +126,32 @@ async def test_a_link_that_is_slow_and_lossy(served: Served) -> None:
 
 
 async def test_a_link_that_is_cut_for_good_and_a_spare_host_takes_over(served: Served) -> None:
-    lost = served.host_of(1)
-    done = await drilled(served, HostFault(served, Host.cut, served.revive, restarts=True))
+    fault = HostFault(served, Host.cut, served.revive, restarts=True)
+    done = await drilled(served, fault)
     assert done.timeline.resumed is not None
-    assert lost.address not in {rank["ip"] for rank in served.status()["ranks"]}
+    assert fault.host.address not in {rank["ip"] for rank in served.status()["ranks"]}
 
 
 async def test_a_host_that_dies_and_a_spare_host_takes_over(served: Served) -> None:
-    lost = served.host_of(1)
-    done = await drilled(served, HostFault(served, Host.kill, served.revive, restarts=True))
+    fault = HostFault(served, Host.kill, served.revive, restarts=True)
+    done = await drilled(served, fault)
     assert done.timeline.resumed is not None
-    assert lost.address not in {rank["ip"] for rank in served.status()["ranks"]}
+    assert fault.host.address not in {rank["ip"] for rank in served.status()["ranks"]}
+
+
+def test_when_the_gateways_host_dies_another_gateway_answers(served: Served) -> None:
+    before = served.status()
+    host = served.host_at(before["gateway"]["ip"])
+    host.kill()
+    eventually(lambda: serves_elsewhere(served, before), 120)
+    answer = httpx.post(f"{served.url}/predict", json={"inputs": "Hello", "parameters": {"max_tokens": 4}}, timeout=60)
+    assert answer.status_code == httpx.codes.OK
+    served.revive(host)
+
+
+def serves_elsewhere(served: Served, before: dict[str, Any]) -> bool:
+    try:
+        status = served.status()
+    except (httpx.HTTPError, ValueError):  # no gateway yet
+        return False
+    return bool(status["ready"] and status["gateway"] != before["gateway"])
