@@ -131,14 +131,13 @@ def test_a_fault_while_idle_is_recovered_from(steadfast: Server) -> None:
 async def test_new_requests_wait_for_the_group_up_to_the_bounds_and_past_their_deadline_end_with_an_error(
     steadfast: Server,
 ) -> None:
-    psutil.Process(steadfast.status()["ranks"][1]["pid"]).kill()
-    await asyncio.to_thread(eventually, lambda: not steadfast.is_ready())
+    psutil.Process(steadfast.status()["ranks"][1]["pid"]).suspend()  # nothing ends until the group is formed anew
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=steadfast.url, timeout=120, limits=limits) as client:
         hasty = await ask(client, 0, timeout_s=0.2)
         waiting = [asyncio.create_task(ask(client, number)) for number in range(140)]
         codes = [answer.status_code for answer in await asyncio.gather(*waiting)]
-    assert hasty.status_code == httpx.codes.GATEWAY_TIMEOUT
+    assert hasty.status_code in {httpx.codes.REQUEST_TIMEOUT, httpx.codes.GATEWAY_TIMEOUT}, hasty.text
     assert sorted(set(codes)) == [httpx.codes.OK, httpx.codes.TOO_MANY_REQUESTS]
     assert codes.count(httpx.codes.OK) >= 64 + 64
     eventually(lambda: not any(left_over(steadfast)), 10)
