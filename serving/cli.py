@@ -5,7 +5,6 @@ the command that needs them, so that `gangway --help` answers at once.
 """
 
 import json
-import os
 import signal
 import sys
 import threading
@@ -104,17 +103,8 @@ def serve(
     check_model_files(settings, all_here=embedded)
     if embedded:
         require_free_port(settings.http.host, settings.http.port)
-    known = frozenset(os.environ)
-    with ray_environment(embedded=embedded):
-        _launch(settings, address, folder=_temporary_folder(known), replace=replace, verbose=verbose)
-
-
-def _temporary_folder(known: frozenset[str]) -> Path | None:
-    """The folder that the environment of an embedded cluster was given; not one that was `known` before, the user's."""
-    variable = "RAY_SERVE_HAPROXY_BINARY_PATH"
-    if variable not in os.environ or variable in known:
-        return None
-    return Path(os.environ[variable]).parent
+    with ray_environment(embedded=embedded) as folder:
+        _launch(settings, address, folder=folder, replace=replace, verbose=verbose)
 
 
 def _launch(config: Config, address: str | None, *, folder: Path | None, replace: bool, verbose: bool) -> None:

@@ -38,18 +38,19 @@ def cluster_address(address: str | None) -> str | None:
 
 
 @contextmanager
-def ray_environment(*, embedded: bool, environment: MutableMapping[str, str] = os.environ) -> Iterator[None]:
-    """Set what Ray is to read; files that an `embedded` cluster needs are there until the context ends."""
+def ray_environment(*, embedded: bool, environment: MutableMapping[str, str] = os.environ) -> Iterator[Path | None]:
+    """Set what Ray is to read. Yields the folder of an `embedded` cluster's files, which the context's end removes."""
     with ExitStack() as stack:
         wanted = QUIET | ({"RAY_AUTH_MODE": "token"} if embedded or _has_token(environment) else {})
         binary = _haproxy_binary() if embedded else None
+        folder = None
         if binary is not None:
             folder = Path(tempfile.mkdtemp(prefix="gangway-"))
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
             wanted |= haproxy_settings(folder, binary)
         for variable, value in wanted.items():
             environment.setdefault(variable, value)
-        yield
+        yield folder
 
 
 def haproxy_settings(folder: Path, binary: str) -> dict[str, str]:

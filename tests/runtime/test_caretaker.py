@@ -1,7 +1,6 @@
 """The caretaker's patience, and its actor in a real Ray session."""
 
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import ray
 
 from serving.config import Config, load_config
 from serving.runtime.caretaker import Absence, caretaker_name, dismiss_caretaker, post_caretaker
-from serving.runtime.registry import NAMESPACE, actor_exists, open_registry, registry_name
+from serving.runtime.registry import actor_exists, open_registry, registry_name
 from tests.e2e.server import eventually
 
 
@@ -33,20 +32,6 @@ def test_only_what_is_missing_without_a_break_for_longer_than_the_patience_is_go
     for clock.now, present in looks:
         seen.append(absence.outlasts(present))
     assert seen == [False] * 6 + [True]
-
-
-@pytest.fixture(scope="module")
-def session() -> Iterator[None]:
-    ray.init(
-        address="local",
-        num_cpus=1,
-        namespace=NAMESPACE,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from serving.runtime import starter
-from serving.runtime.nursery import ADDRESS, hold
+from serving.runtime.nursery import hold
 from tests.e2e.server import eventually
 
 RETIRE = "from serving.runtime.nursery import retire; retire()"
@@ -148,7 +148,3 @@ def test_a_worker_starts_without_a_nursery_when_none_can_be_started(tmp_path: Pa
         assert not described(tmp_path)["imported"]
     finally:
         in_the_way.rmdir()
-
-
-def test_the_address_is_known_to_forks_only() -> None:
-    assert ADDRESS not in os.environ

@@ -19,13 +19,6 @@ ENDPOINT = Endpoint(address="tcp://10.0.0.1:1", server_public="s", client_public
 RANK = RankInfo(rank=0, node_id="n", ip="10.0.0.1", pid=1, device="cpu")
 
 
-@pytest.fixture(scope="module")
-def session() -> Iterator[None]:
-    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
-
-
 @pytest.fixture
 def config(session: None) -> Config:
     return load_config({"name": f"g{uuid.uuid4().hex[:8]}", "model": {"path": str(Path.cwd())}})

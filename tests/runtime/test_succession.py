@@ -12,7 +12,7 @@ import ray
 from serving.config import Config, load_config
 from serving.errors import OperatorError
 from serving.messages import RankInfo
-from serving.runtime.registry import NAMESPACE, RegistryClient, actor_exists, open_registry
+from serving.runtime.registry import RegistryClient, actor_exists, open_registry
 from serving.runtime.succession import differing_section, require_successor, take_over
 from serving.runtime.supervisor import supervisor_name
 
@@ -46,20 +46,6 @@ def test_a_group_takes_over_only_with_what_the_gateway_goes_on_with(
     sections: dict[str, Any], differing: str | None
 ) -> None:
     assert differing_section(configured().model_dump(mode="json"), configured(**sections)) == differing
-
-
-@pytest.fixture(scope="module")
-def session() -> Iterator[None]:
-    ray.init(
-        address="local",
-        num_cpus=1,
-        namespace=NAMESPACE,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture
