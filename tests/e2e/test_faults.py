@@ -5,6 +5,7 @@ they bring against an undisturbed run. The tests run in order on one server, whi
 """
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,6 +20,8 @@ from tests.e2e.server import Server, eventually
 
 BUDGET_S = 60.0
 """To the first resumed token. Far more than is measured: it only keeps a recovery from taking minutes unseen."""
+STALL_S = 7.0
+"""Over `fault.peer_timeout_s`, under what Serve gives a replica to answer its health check."""
 SETTINGS = ("model.dtype=float32", "fault.max_restarts=100", "http.max_waiting=64")
 
 
@@ -101,6 +104,18 @@ async def test_nothing_is_lost_when_serves_controller_is_killed(steadfast: Serve
 
     done = await drilled(steadfast, Strike(kill_serves_controller, restarts=False))
     assert done.timeline.restarted is None
+
+
+async def test_nothing_is_lost_when_the_gateway_stalls_for_longer_than_rank_0_waits(steadfast: Server) -> None:
+    def stall_the_gateway(status: dict[str, Any]) -> None:
+        gateway = psutil.Process(status["gateway"]["pid"])
+        gateway.suspend()
+        threading.Event().wait(STALL_S)  # the stall itself: rank 0 drops what it does not hear of
+        gateway.resume()
+
+    before = steadfast.status()["generation"]
+    await drilled(steadfast, Strike(stall_the_gateway, restarts=False))
+    assert steadfast.status()["generation"] == before
 
 
 async def test_nothing_is_lost_when_a_second_fault_comes_during_the_recovery(steadfast: Server) -> None:
