@@ -72,6 +72,11 @@ class Child:
     line: socket.socket
     """At its end, the starter is no more."""
 
+    def tell(self, number: int) -> None:
+        """Its process id or its wait status, to a starter that may have ended."""
+        with suppress(OSError):
+            self.line.sendall(number.to_bytes(starter.NUMBER_BYTES, "little"))
+
 
 class Nursery:
     """The loop: take requests, fork, hand back how each fork ended."""
@@ -128,6 +133,7 @@ class Nursery:
             become(request, streams, self._address)
         child = Child(pid, os.pidfd_open(pid), line)
         self._children.append(child)
+        child.tell(pid)
         self._selector.register(child.process, selectors.EVENT_READ, lambda: self._bury(child))
         self._selector.register(line, selectors.EVENT_READ, lambda: self._kill(child))
 
@@ -143,14 +149,15 @@ class Nursery:
             holder.close()
 
     def _kill(self, child: Child) -> None:
-        """Its starter was ended, so Ray wants it ended."""
+        """Its starter was ended, so Ray wants it ended; it may have ended in the same moment."""
+        if child not in self._children:
+            return
         self._selector.unregister(child.line)
         signal.pidfd_send_signal(child.process, signal.SIGKILL)
 
     def _bury(self, child: Child) -> None:
         _, status = os.waitpid(child.pid, 0)
-        with suppress(OSError):  # its starter has ended before it
-            child.line.sendall(status.to_bytes(starter.STATUS_BYTES, "little"))
+        child.tell(status)
         self._selector.unregister(child.process)
         with suppress(KeyError):  # see `_kill`
             self._selector.unregister(child.line)

@@ -9,6 +9,7 @@ import array
 import fcntl
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -16,19 +17,30 @@ import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 LENGTH_BYTES = 4
-STATUS_BYTES = 4
+NUMBER_BYTES = 4
+"""Of what the nursery answers: the fork's process id at once, its wait status at its end."""
+NURSERY_LOST = 1 << 8
+"""The wait status, exit code 1, of a fork whose end nobody could tell."""
 STREAMS = (0, 1, 2)
+ATTEMPTS = 2
+"""The first nursery may be one that is just ending."""
 
 
 def main(arguments: list[str]) -> None:
     """Run `python ARGUMENTS` in a fork of the nursery, or in this process."""
-    status = None
-    with suppress(OSError, subprocess.CalledProcessError):
-        status = _run_in_nursery(arguments)
-    if status is None:
-        os.execv(sys.executable, [sys.executable, *arguments])  # noqa: S606
+    for _ in range(ATTEMPTS):
+        with suppress(OSError, subprocess.CalledProcessError):
+            status = _run_in_nursery(arguments)
+            if status is not None:
+                _end_like(status)
+    os.execv(sys.executable, [sys.executable, *arguments])  # noqa: S606
+
+
+def _end_like(status: int) -> NoReturn:
+    """End as a process of that wait status did."""
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         if number != signal.SIGKILL:
@@ -50,11 +62,35 @@ def address(raylet: int) -> Path:
 
 
 def _run_in_nursery(arguments: list[str]) -> int | None:
-    """The wait status of the fork; None when the nursery ended before it had made one. Raises `OSError`."""
+    """The wait status of the fork; None when the nursery ended before it had made one. Raises `OSError`.
+
+    A nursery that ends later leaves its forks alive: then there is still one to wait for, and none to start.
+    """
     with connect(os.getppid()) as line:
         send(line, verb="fork", arguments=arguments, environment=dict(os.environ), folder=str(Path.cwd()))
-        status = line.recv(STATUS_BYTES, socket.MSG_WAITALL)
-    return int.from_bytes(status, "little") if len(status) == STATUS_BYTES else None
+        fork = _number(line)
+        if fork is None:
+            return None
+        status = _number(line)
+    if status is None:
+        _outwait(fork)
+        return NURSERY_LOST
+    return status
+
+
+def _number(line: socket.socket) -> int | None:
+    """The nursery's next answer; None when it has ended."""
+    try:
+        answer = line.recv(NUMBER_BYTES, socket.MSG_WAITALL)
+    except ConnectionResetError:
+        return None
+    return int.from_bytes(answer, "little") if len(answer) == NUMBER_BYTES else None
+
+
+def _outwait(pid: int) -> None:
+    """Wait for the end of a process that is no child of this one."""
+    with suppress(ProcessLookupError):  # ended already
+        select.select([os.pidfd_open(pid)], [], [])
 
 
 def send(line: socket.socket, **request: object) -> None:

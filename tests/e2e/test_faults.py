@@ -118,6 +118,15 @@ async def test_nothing_is_lost_when_the_gateway_stalls_for_longer_than_rank_0_wa
     assert steadfast.status()["generation"] == before
 
 
+async def test_nothing_is_lost_when_the_nursery_is_killed_and_then_a_rank(steadfast: Server) -> None:
+    def kill_the_nursery_and_a_rank(status: dict[str, Any]) -> None:
+        (nursery,) = [one for one in steadfast.processes() if "serving.runtime.nursery" in one.cmdline()]
+        nursery.kill()
+        psutil.Process(status["ranks"][1]["pid"]).kill()
+
+    await drilled(steadfast, Strike(kill_the_nursery_and_a_rank, restarts=True))
+
+
 async def test_nothing_is_lost_when_a_second_fault_comes_during_the_recovery(steadfast: Server) -> None:
     def kill_twice(status: dict[str, Any]) -> None:
         psutil.Process(status["ranks"][1]["pid"]).kill()

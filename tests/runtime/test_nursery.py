@@ -130,6 +130,21 @@ print(*drawn, flush=True)
         worker.end()
 
 
+def test_a_fork_outlives_a_nursery_that_is_killed_and_its_starter_waits_for_it(tmp_path: Path) -> None:
+    with hold(os.getpid()):
+        worker = Worker(tmp_path, "import os, signal; print(os.getpid(), flush=True); signal.pause()")
+        fork = psutil.Process(int(worker.line()))
+        nurseries()[0].kill()
+        assert described(tmp_path)["imported"]  # by another nursery
+        assert fork.is_running()
+        assert worker.starter.poll() is None
+    fork.kill()
+    assert worker.end() == 1
+    for process in nurseries():
+        process.kill()
+    eventually(lambda: not nurseries(), 60)
+
+
 def test_a_nursery_that_is_told_to_retire_ends_with_its_last_fork(nursery: socket.socket, tmp_path: Path) -> None:
     nursery.close()
     worker = Worker(tmp_path, f"{RETIRE}; print('told', flush=True); import signal; signal.pause()")
