@@ -21,6 +21,9 @@ NAMESPACE = "gangway"
 CALL_TIMEOUT_S = 10.0
 """A call to an actor that only stores takes milliseconds; longer means that its node is gone."""
 
+UNREACHABLE = (ValueError, RayActorError, GetTimeoutError)
+"""What `RegistryClient` raises when there is no registry, or it does not answer."""
+
 decode_snapshot = msgspec.msgpack.Decoder(Snapshot).decode
 
 

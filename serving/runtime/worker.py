@@ -9,16 +9,12 @@ import faulthandler
 import logging
 import os
 import threading
-import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-import psutil
 import ray.train
 import ray.train.torch
 import torch
-from ray.exceptions import GetTimeoutError, RayActorError
 
 from serving.config import Config, load_config
 from serving.errors import ModelError, PeerLost
@@ -27,20 +23,16 @@ from serving.messages import RankInfo, Snapshot
 from serving.runtime.backend import GENERATION, ONE_MACHINE
 from serving.runtime.nursery import retire
 from serving.runtime.reasons import first_line
-from serving.runtime.registry import RegistryClient
+from serving.runtime.registry import UNREACHABLE, RegistryClient
 from serving.runtime.spares import Spares
+from serving.runtime.standing import Standing
 
 if TYPE_CHECKING:
     from serving.engine.engine import Engine
 
-PROGRESS_INTERVAL_S = 0.25
 REFRESH_INTERVAL_S = 5.0
 LAST_WORDS_S = 1.0
 """How long a rank that gives up tries to say why."""
-RSS_STEP_BYTES = 16 * 1024 * 1024
-"""A change of memory that is worth telling."""
-
-UNREACHABLE = (ValueError, RayActorError, GetTimeoutError)
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +41,7 @@ def run_rank(settings: dict[str, Any]) -> None:
     """One rank of one generation, from loading to its end. `settings`: the whole `config`, and `deploys`, see group."""
     config = load_config(settings["config"])
     rank = Rank(config)
-    rank.log("starts", device=rank.info.device)
+    rank.log("starts", device=rank.standing.info.device)
     try:
         rank.run(deploys=settings["deploys"])
     except Exception as error:
@@ -68,20 +60,19 @@ class Rank:
         self.generation = int(os.environ[GENERATION])
         self.device = ray.train.torch.get_device() if config.parallel.gpus_per_rank else torch.device("cpu")
         self.registry = RegistryClient(config.name)
-        self.info = RankInfo(
+        info = RankInfo(
             rank=context.get_world_rank(),
             node_id=ray.get_runtime_context().get_node_id(),
             ip=ray.util.get_node_ip_address(),
             pid=os.getpid(),
             device=str(self.device),
         )
-        self._began = time.monotonic()
-        self._told = 0.0
+        self.standing = Standing(self.registry, self.generation, info)
 
     def run(self, *, deploys: bool) -> None:
         """Load, then serve until told to stop."""
         torch.set_num_threads(self.config.parallel.cpus_per_rank)
-        if self.info.rank == 0:
+        if self.standing.info.rank == 0:
             Leader(self, deploys=deploys).run()
         else:
             over = threading.Event()
@@ -97,43 +88,22 @@ class Rank:
 
         engine = load_engine(
             self.config,
-            self.info.rank,
+            self.standing.info.rank,
             self.world,
             os.environ[ONE_MACHINE] == "1",
             self.generation,
             self.device,
-            self.progress,
+            self.standing.progress,
             self.give_up,
         )
-        seconds = time.monotonic() - self._began
-        self.tell(shard_bytes=engine.shard_bytes, loaded_bytes=engine.shard_bytes, load_seconds=seconds)
+        self.standing.progress(engine.shard_bytes, engine.shard_bytes)
+        seconds = self.standing.info.load_seconds
         self.log("has loaded", shard_mib=engine.shard_bytes >> 20, seconds=round(seconds, 1))
         return engine
 
-    def progress(self, loaded: int, total: int) -> None:
-        """Bytes of this rank's shard read so far; told at most a few times a second."""
-        now = time.monotonic()
-        if loaded >= total or now - self._told >= PROGRESS_INTERVAL_S:
-            self._told = now
-            self.tell(shard_bytes=total, loaded_bytes=loaded, load_seconds=now - self._began)
-
-    def tell(self, **facts: object) -> None:
-        """Change what the registry shows of this rank. One that cannot be reached is left for the next time."""
-        rss = psutil.Process().memory_info().rss
-        self.info = msgspec.structs.replace(self.info, rss_bytes=rss, **facts)
-        try:
-            self.registry.report(self.generation, self.info)
-        except UNREACHABLE as error:
-            self.log("cannot reach the registry", error=first_line(error))
-
-    def refresh_rss(self) -> None:
-        """Tell the registry when this process has grown or shrunk noticeably."""
-        if abs(psutil.Process().memory_info().rss - self.info.rss_bytes) >= RSS_STEP_BYTES:
-            self.tell()
-
     def fail(self, error: Exception) -> None:
         """Tell the registry why this generation breaks."""
-        reason = f"rank {self.info.rank} on {self.info.ip}: {first_line(error)}"
+        reason = f"rank {self.standing.info.rank} on {self.standing.info.ip}: {first_line(error)}"
         logger.exception("generation %d, %s", self.generation, reason)
         collateral = isinstance(error, PeerLost | RuntimeError)
         try:
@@ -146,7 +116,7 @@ class Rank:
 
         `waiting`: this rank is well and waits for one that is not.
         """
-        reason = f"rank {self.info.rank} on {self.info.ip}: {reason}"
+        reason = f"rank {self.standing.info.rank} on {self.standing.info.ip}: {reason}"
         logger.error("generation %d, %s", self.generation, reason)
         telling = threading.Thread(target=self._tell_end, args=(reason, waiting), daemon=True)
         telling.start()
@@ -155,17 +125,17 @@ class Rank:
         os._exit(1)
 
     def _tell_end(self, reason: str, waiting: bool) -> None:
-        self.tell(gave_up=reason)
+        self.standing.tell(gave_up=reason)
         self.registry.fail(self.generation, reason, collateral=waiting)
 
     def log(self, event: str, **facts: object) -> None:
         """One readable line with the rank."""
         details = " ".join(f"{key}={value}" for key, value in facts.items())
-        logger.info("generation %d rank %d %s %s", self.generation, self.info.rank, event, details)
+        logger.info("generation %d rank %d %s %s", self.generation, self.standing.info.rank, event, details)
 
     def _refresh(self, over: threading.Event) -> None:
         while not over.wait(REFRESH_INTERVAL_S):
-            self.refresh_rss()
+            self.standing.refresh_rss()
 
 
 class Leader:
@@ -192,7 +162,7 @@ class Leader:
         threading.Thread(target=self._watch, daemon=True).start()
         try:
             engine = rank.load()
-            self._link = LinkServer(rank.info.ip, rank.generation)
+            self._link = LinkServer(rank.standing.info.ip, rank.generation)
             self._loaded.set()
             engine.lead(self._link, self._stop)
         finally:
@@ -209,7 +179,7 @@ class Leader:
             if self._deploys:
                 from serving.runtime.deployment import ensure_application
 
-                ensure_application(self._rank.config, self._rank.info.node_id)
+                ensure_application(self._rank.config, self._rank.standing.info.node_id)
             self._loaded.wait()
             if self._link is not None and not self._stop.is_set():
                 self._ready = True
@@ -256,7 +226,7 @@ class Leader:
             return known
         if self._ready and (snapshot.state, snapshot.generation) == ("loading", self._rank.generation):
             self._tell_ready()  # it was told before, and has forgotten
-        self._rank.refresh_rss()
+        self._rank.standing.refresh_rss()
         if snapshot.state in {"failed", "stopped"}:
             self._stop.set()
         return snapshot
