@@ -7,7 +7,8 @@ groups, spins without giving its core away, returns some formats unreduced witho
 rank dies.
 """
 
-from typing import Protocol
+import ctypes
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,22 @@ from torch import Tensor
 from serving.engine.native.library import sums
 from serving.engine.native.shared_sum import FORMATS, SharedSum
 from serving.engine.native.socket_sum import SocketSum
+
+
+class NativeSum(Protocol):
+    """A sum in C: `function(ranks, is_bf16, data, count)` returns 0 when done."""
+
+    function: Any
+
+    @property
+    def ranks(self) -> ctypes.Structure:
+        """What `function` takes first."""
+
+    def all_reduce(self, tensor: Tensor) -> None:
+        """Sum a contiguous tensor of one of `FORMATS` in place. Raises `PeerLost`."""
+
+    def failure(self, code: int) -> Exception:
+        """What to raise when `function` returned `code`."""
 
 
 class Collectives(Protocol):
@@ -29,6 +46,10 @@ class Collectives(Protocol):
     def world(self) -> int:
         """Processes that hold the model together."""
 
+    @property
+    def own(self) -> "NativeSum | None":
+        """The sum that `all_reduce` uses where it can, for code that calls it without Python; None: there is none."""
+
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """Sum `tensor` over the ranks, in place, and return it. It must be contiguous and alike on every rank."""
 
@@ -38,6 +59,7 @@ class Alone:
 
     rank = 0
     world = 1
+    own = None
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """Nothing to add."""
@@ -47,18 +69,18 @@ class Alone:
 class Group:
     """The ranks of the default process group."""
 
-    def __init__(self, rank: int, world: int, own: SharedSum | SocketSum | None) -> None:
+    def __init__(self, rank: int, world: int, own: NativeSum | None) -> None:
         """`own`: the sum that is used where it can be, in place of `torch.distributed`."""
         self.rank = rank
         self.world = world
-        self._own = own
+        self.own = own
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """Raises `ValueError` for a tensor that is not contiguous, as its sum would be lost, and `PeerLost`."""
         if not tensor.is_contiguous():
             raise ValueError("all_reduce works in place and needs a contiguous tensor")
-        if self._own is not None and tensor.dtype in FORMATS and not tensor.is_cuda:
-            self._own.all_reduce(tensor)
+        if self.own is not None and tensor.dtype in FORMATS and not tensor.is_cuda:
+            self.own.all_reduce(tensor)
         else:
             dist.all_reduce(tensor)
         return tensor
@@ -71,7 +93,7 @@ def make_collectives(rank: int, world: int, one_machine: bool, timeout_s: float 
     return Group(rank, world, _own_sum(rank, world, one_machine, timeout_s))
 
 
-def _own_sum(rank: int, world: int, one_machine: bool, timeout_s: float) -> SharedSum | SocketSum | None:
+def _own_sum(rank: int, world: int, one_machine: bool, timeout_s: float) -> NativeSum | None:
     if one_machine:
         return None if sums() is None else SharedSum(rank, world, timeout_s)
     if dist.get_backend() != "gloo":  # the model is on GPUs

@@ -18,6 +18,14 @@
 #define PAUSE() ((void)0)
 #endif
 
+// The ranks of one machine, as each of them lays it out (`shared_sum.Ranks`).
+struct SharedRanks {
+  char* base;      // the mapped segment, zeroed when made
+  i64 rank, world, slot_bytes;
+  uint64_t next;   // number of the next sum, from 1; one is used for each slot_bytes of data
+  double timeout_s;
+};
+
 namespace {
 
 constexpr i64 kLine = 64;         // a flag has a cache line to itself
@@ -52,30 +60,27 @@ bool wait_for(const Segment& s, i64 rank, uint64_t sum, double timeout_s) {
   return false;
 }
 
-template <class T> i64 reduce(const Segment& s, i64 rank, uint64_t sum, T* data, i64 count, double timeout_s) {
+template <class T> i64 reduce(const Segment& s, SharedRanks& ranks, T* data, i64 count) {
   const i64 most = s.slot_bytes / (i64)sizeof(T);
   std::vector<const T*> parts(s.world);
-  for (i64 first = 0; first < count; first += most, sum++) {
+  for (i64 first = 0; first < count; first += most, ranks.next++) {
     const i64 n = std::min(most, count - first);
-    memcpy(s.slot(rank, sum), data + first, n * sizeof(T));
-    s.flag(rank).store(sum, std::memory_order_release);
+    memcpy(s.slot(ranks.rank, ranks.next), data + first, n * sizeof(T));
+    s.flag(ranks.rank).store(ranks.next, std::memory_order_release);
     for (i64 r = 0; r < s.world; r++) {
-      if (!wait_for(s, r, sum, timeout_s)) return r;
-      parts[r] = (const T*)s.slot(r, sum);
+      if (!wait_for(s, r, ranks.next, ranks.timeout_s)) return 1 + r;
+      parts[r] = (const T*)s.slot(r, ranks.next);
     }
     add(data + first, parts.data(), s.world, n);
   }
-  return -1;
+  return 0;
 }
 
 }  // namespace
 
-// Sums `count` elements of `data` (bfloat16 or float) over the ranks, in place. `base`: the mapped segment, zeroed when
-// made. `sum`: number of the first sum, from 1; one number is used for each slot_bytes of data.
-// Returns -1, or the rank that was not heard of for timeout_s.
-extern "C" int64_t gw_all_reduce(int is_bf16, void* base, i64 rank, i64 world, i64 slot_bytes, uint64_t sum, void* data,
-                                 i64 count, double timeout_s) {
-  const Segment segment{(char*)base, world, slot_bytes};
-  return is_bf16 ? reduce(segment, rank, sum, (uint16_t*)data, count, timeout_s)
-                 : reduce(segment, rank, sum, (float*)data, count, timeout_s);
+// Sums `count` elements of `data` (bfloat16 or float) over the ranks, in place. Returns 0, or 1 + the rank that was not
+// heard of for timeout_s.
+extern "C" int64_t gw_shared_sum(SharedRanks* ranks, int is_bf16, void* data, i64 count) {
+  const Segment segment{ranks->base, ranks->world, ranks->slot_bytes};
+  return is_bf16 ? reduce(segment, *ranks, (uint16_t*)data, count) : reduce(segment, *ranks, (float*)data, count);
 }

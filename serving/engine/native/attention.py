@@ -30,26 +30,25 @@ class NativeAttention:
             ops.LayerCache(keys, values, block_size, shape.kv_heads, shape.head_dim)
             for keys, values in reserve(shape, num_blocks * block_size, torch.device("cpu"))
         ]
-        self._batch: Batch | None = None
-        self._scratch = ops.scratch_for(0, threads)
+        self._scores = ops.scratch_for(0, threads)
+        self.step: ops.Step | None = None
+        """Of the batch that `begin` named."""
 
     def begin(self, batch: Batch) -> None:
         """Every call until the next `begin` belongs to this batch."""
-        self._batch = batch
-        if batch.longest > self._scratch.shape[-1]:
-            self._scratch = ops.scratch_for(2 * batch.longest, self._threads)
+        if batch.longest > self._scores.shape[-1]:
+            self._scores = ops.scratch_for(2 * batch.longest, self._threads)
+        self.step = ops.Step(batch.slots, batch.positions, batch.tables, batch.table_of, self._scores)
+
+    def cache(self, layer: int) -> ops.LayerCache:
+        """Keys and values of one layer."""
+        return self._layers[layer]
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, spec: AttentionSpec) -> Tensor:
         """[T, heads, D], [T, kv_heads, D] twice -> [T, heads, D]."""
+        assert self.step is not None, "begin() names the batch first"
         heads = query.shape[1]
-        mixed = self.rows(layer, query.flatten(1), key.flatten(1), value.flatten(1), heads, spec)
-        return mixed.view(-1, heads, self._shape.head_dim)
-
-    def rows(self, layer: int, query: Tensor, key: Tensor, value: Tensor, heads: int, spec: AttentionSpec) -> Tensor:
-        """The same on [T, heads * D], [T, kv_heads * D] twice -> [T, heads * D]; rows may be apart."""
-        batch = self._batch
-        assert batch is not None, "begin() names the batch first"
         cache = self._layers[layer]
-        ops.keep(cache, batch.slots, key, value)
-        places = ops.Places(batch.tables, batch.table_of, batch.positions)
-        return ops.attend(cache, query, heads, places, spec, self._scratch)
+        ops.keep(cache, self.step, key.flatten(1), value.flatten(1))
+        mixed = ops.attend(cache, query.flatten(1), heads, self.step, spec)
+        return mixed.view(-1, heads, self._shape.head_dim)

@@ -19,21 +19,33 @@
 
 #include "adding.h"
 
+struct Header {
+  uint64_t number;   // of the message among all that a connection has carried in this direction
+  i64 count, width;  // of the whole tensor: elements, bytes of each
+};
+
+// What went wrong, and which rank is to blame.
+struct Report {
+  i64 rank, error;  // error: errno, 0 when the rank has closed the connection
+  Header ours, theirs;
+};
+
+// The ranks of several machines, as each of them lays it out (`socket_sum.Ranks`).
+struct SocketRanks {
+  const int* sockets;  // one for each rank, the own place unused
+  i64 rank, world;
+  i64 whole_bytes;     // tensors over it are cut when there are three ranks or more
+  uint64_t next;       // number of the next sum, from 1
+  double timeout_s;
+  Report report;
+};
+
 namespace {
 
 constexpr double kSpin_s = 50e-6;  // about the way to a neighbouring machine and back; waking up costs some 10 more
 
 enum Outcome { kDone, kLate, kBroken, kDiffers };
 
-struct Header {
-  uint64_t number;  // of the message among all that a connection has carried in this direction
-  i64 count, width;  // of the whole tensor: elements, bytes of each
-};
-
-struct Report {  // about the rank that is to blame
-  i64 rank, error;  // error: errno, 0 when the rank has closed the connection
-  Header theirs;
-};
 
 // What goes over one connection in one exchange. Bytes sent and received count the header.
 struct Line {
@@ -47,10 +59,6 @@ struct Line {
 };
 
 struct Slice { i64 first, count; };
-
-struct Mesh {
-  const int* sockets; i64 rank, world; double timeout_s; Report& report;
-};
 
 double now() {
   timespec t;
@@ -75,16 +83,16 @@ bool would_block(int error) { return error == EAGAIN || error == EWOULDBLOCK || 
 Outcome progress(Line& line, Header& ours, bool& moved, Report& report) {
   if (line.sends()) {
     const i64 n = move_rest(sendmsg, line.socket, &ours, (void*)line.source, line.to_send, line.sent);
-    if (n < 0 && !would_block(errno)) return report = {line.rank, errno, {}}, kBroken;
+    if (n < 0 && !would_block(errno)) return report = {line.rank, errno, ours, {}}, kBroken;
     if (n > 0) line.sent += n, moved = true;
   }
   if (line.receives()) {
     const i64 n = move_rest(recvmsg, line.socket, &line.theirs, line.target, line.to_receive, line.received);
-    if (n == 0 || (n < 0 && !would_block(errno))) return report = {line.rank, n ? errno : 0, {}}, kBroken;
+    if (n == 0 || (n < 0 && !would_block(errno))) return report = {line.rank, n ? errno : 0, ours, {}}, kBroken;
     if (n > 0) line.received += n, moved = true;
   }
   const bool told = line.received >= (i64)sizeof(Header);
-  if (told && memcmp(&line.theirs, &ours, sizeof(Header))) return report = {line.rank, 0, line.theirs}, kDiffers;
+  if (told && memcmp(&line.theirs, &ours, sizeof(Header))) return report = {line.rank, 0, ours, line.theirs}, kDiffers;
   return kDone;
 }
 
@@ -96,74 +104,72 @@ void wait_for_any(const std::vector<Line>& lines, double timeout_s) {
   poll(waiting.data(), waiting.size(), (int)std::ceil(timeout_s * 1e3));
 }
 
-Outcome exchange(const Mesh& mesh, Header ours, std::vector<Line>& lines) {
+Outcome exchange(SocketRanks& ranks, Header ours, std::vector<Line>& lines) {
   double heard = now();
   for (;;) {
     bool moved = false;
     const Line* open = nullptr;
     for (Line& line : lines) {
-      const Outcome outcome = line.open() ? progress(line, ours, moved, mesh.report) : kDone;
+      const Outcome outcome = line.open() ? progress(line, ours, moved, ranks.report) : kDone;
       if (outcome != kDone) return outcome;
       if (!open && line.open()) open = &line;
     }
     if (!open) return kDone;
     const double time = now(), silence = time - heard;
     if (moved) heard = time;
-    else if (silence >= mesh.timeout_s) return mesh.report = {open->rank, 0, {}}, kLate;
-    else if (silence >= kSpin_s) wait_for_any(lines, mesh.timeout_s - silence);
+    else if (silence >= ranks.timeout_s) return ranks.report = {open->rank, 0, ours, {}}, kLate;
+    else if (silence >= kSpin_s) wait_for_any(lines, ranks.timeout_s - silence);
   }
 }
 
 // Sends every rank its slice, receives everyone's part of this rank's own, and adds them up in place.
-template <class T> Outcome add_slice(const Mesh& mesh, const Header& ours, T* data, const std::vector<Slice>& slices) {
-  const Slice mine = slices[mesh.rank];
+template <class T> Outcome add_slice(SocketRanks& ranks, const Header& ours, T* data, const std::vector<Slice>& slices) {
+  const Slice mine = slices[ranks.rank];
   static thread_local std::vector<char> room;
-  room.resize(std::max<size_t>(room.size(), mesh.world * mine.count * sizeof(T)));
-  std::vector<const T*> parts(mesh.world);
+  room.resize(std::max<size_t>(room.size(), ranks.world * mine.count * sizeof(T)));
+  std::vector<const T*> parts(ranks.world);
   std::vector<Line> lines;
-  for (i64 r = 0; r < mesh.world; r++) {
-    T* part = r == mesh.rank ? data + mine.first : (T*)room.data() + r * mine.count;
+  for (i64 r = 0; r < ranks.world; r++) {
+    T* part = r == ranks.rank ? data + mine.first : (T*)room.data() + r * mine.count;
     parts[r] = part;
-    if (r == mesh.rank) continue;
-    lines.push_back({r, mesh.sockets[r], data + slices[r].first, slices[r].count * (i64)sizeof(T), part,
+    if (r == ranks.rank) continue;
+    lines.push_back({r, ranks.sockets[r], data + slices[r].first, slices[r].count * (i64)sizeof(T), part,
                      mine.count * (i64)sizeof(T)});
   }
-  const Outcome outcome = exchange(mesh, ours, lines);
-  if (outcome == kDone) add(data + mine.first, parts.data(), mesh.world, mine.count);
+  const Outcome outcome = exchange(ranks, ours, lines);
+  if (outcome == kDone) add(data + mine.first, parts.data(), ranks.world, mine.count);
   return outcome;
 }
 
 // Sends this rank's slice to everyone and receives theirs.
-template <class T> Outcome share_slice(const Mesh& mesh, const Header& ours, T* data, const std::vector<Slice>& slices) {
-  const Slice mine = slices[mesh.rank];
+template <class T> Outcome share_slice(SocketRanks& ranks, const Header& ours, T* data, const std::vector<Slice>& slices) {
+  const Slice mine = slices[ranks.rank];
   std::vector<Line> lines;
-  for (i64 r = 0; r < mesh.world; r++)
-    if (r != mesh.rank)
-      lines.push_back({r, mesh.sockets[r], data + mine.first, mine.count * (i64)sizeof(T), data + slices[r].first,
+  for (i64 r = 0; r < ranks.world; r++)
+    if (r != ranks.rank)
+      lines.push_back({r, ranks.sockets[r], data + mine.first, mine.count * (i64)sizeof(T), data + slices[r].first,
                        slices[r].count * (i64)sizeof(T)});
-  return exchange(mesh, ours, lines);
+  return exchange(ranks, ours, lines);
 }
 
-template <class T> Outcome reduce(const Mesh& mesh, uint64_t sum, i64 whole_bytes, T* data, i64 count) {
-  const Header first{2 * sum, count, sizeof(T)}, second{2 * sum + 1, count, sizeof(T)};
-  const bool whole = mesh.world == 2 || count * (i64)sizeof(T) <= whole_bytes;
-  std::vector<Slice> slices(mesh.world, {0, count});
-  for (i64 r = 0; r < mesh.world && !whole; r++) {
-    const i64 begin = count * r / mesh.world;
-    slices[r] = {begin, count * (r + 1) / mesh.world - begin};
+template <class T> Outcome reduce(SocketRanks& ranks, T* data, i64 count) {
+  const Header first{2 * ranks.next, count, sizeof(T)}, second{2 * ranks.next + 1, count, sizeof(T)};
+  const bool whole = ranks.world == 2 || count * (i64)sizeof(T) <= ranks.whole_bytes;
+  std::vector<Slice> slices(ranks.world, {0, count});
+  for (i64 r = 0; r < ranks.world && !whole; r++) {
+    const i64 begin = count * r / ranks.world;
+    slices[r] = {begin, count * (r + 1) / ranks.world - begin};
   }
-  const Outcome outcome = add_slice(mesh, first, data, slices);
-  return outcome != kDone || whole ? outcome : share_slice(mesh, second, data, slices);
+  const Outcome outcome = add_slice(ranks, first, data, slices);
+  return outcome != kDone || whole ? outcome : share_slice(ranks, second, data, slices);
 }
 
 }  // namespace
 
-// Sums `count` elements of `data` (bfloat16 or float) over the ranks, in place. `sockets`: one for each rank, the own
-// place unused. `sum`: its number, the same everywhere. Tensors over `whole_bytes` are cut when there are three ranks or
-// more. Returns an Outcome; all but kDone fill `report`, and leave the connections unfit for another sum.
-extern "C" int gw_exchange(int is_bf16, const int* sockets, i64 rank, i64 world, i64 whole_bytes, uint64_t sum,
-                           void* data, i64 count, double timeout_s, Report* report) {
-  const Mesh mesh{sockets, rank, world, timeout_s, *report};
-  return is_bf16 ? reduce(mesh, sum, whole_bytes, (uint16_t*)data, count)
-                 : reduce(mesh, sum, whole_bytes, (float*)data, count);
+// Sums `count` elements of `data` (bfloat16 or float) over the ranks, in place. Returns an Outcome; all but kDone fill
+// the report, and leave the connections unfit for another sum.
+extern "C" int64_t gw_socket_sum(SocketRanks* ranks, int is_bf16, void* data, i64 count) {
+  const Outcome outcome = is_bf16 ? reduce(*ranks, (uint16_t*)data, count) : reduce(*ranks, (float*)data, count);
+  ranks->next++;
+  return outcome;
 }

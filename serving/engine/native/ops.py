@@ -1,6 +1,6 @@
 """The kernels as functions of tensors. Only called where `available()`; shapes are the caller's to get right."""
 
-from ctypes import c_float, c_int, c_int64, c_void_p
+from ctypes import Structure, byref, c_float, c_int, c_int64, c_void_p
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +23,7 @@ def available() -> bool:
     return kernels() is not None
 
 
-def _bind(name: str, *types: Any) -> Any:
+def bind(name: str, *types: Any) -> Any:
     """The C function, its argument types declared; None where there is no library."""
     found = kernels()
     if found is None:
@@ -34,17 +34,16 @@ def _bind(name: str, *types: Any) -> Any:
 
 
 _P, _I, _L, _F = c_void_p, c_int, c_int64, c_float
-_pack = _bind("gw_pack", _I, _P, _L, _L, _P)
-_product = _bind("gw_product", _I, _P, _L, _L, _L, _P, _L, _P, _P, _L, _I, _I)
-_norm = _bind("gw_add_rms_norm", _I, _P, _P, _P, _P, _L, _L, _F, _F)
-_rotate = _bind("gw_rotate", _I, _P, _L, _L, _L, _L, _L, _P, _P)
-_keep = _bind("gw_keep", _I, _P, _P, _L, _L, _L, _P, _P, _L, _P, _L, _L)
-_attend = _bind(
-    "gw_attend", _I, _P, _P, _L, _L, _L, _F, _F, _L, _P, _L, _P, _P, _L, _P, _P, _L, _L, _P, _L, _I
-)  # fmt: skip
+_pack = bind("gw_pack", _I, _P, _L, _L, _P)
+_product = bind("gw_product", _I, _P, _L, _L, _L, _P, _L, _P, _P, _L, _I, _I)
+_norm = bind("gw_rms_norm", _I, _P, _P, _P, _L, _L, _F, _F)
+_rotate = bind("gw_rotate", _I, _P, _L, _L, _L, _L, _L, _P, _P)
+_keep = bind("gw_keep", _I, _P, _P, _L, _L, _L, _P, _P, _L, _P, _L)
+_attend = bind("gw_attend", _I, _P, _P, _L, _L, _L, _P, _F, _F, _L, _P, _L, _L, _P)
 
 
-def _is_bf16(tensor: Tensor) -> int:
+def is_bf16(tensor: Tensor) -> int:
+    """The kernels' code of its element type."""
     return int(tensor.dtype is torch.bfloat16)
 
 
@@ -65,7 +64,7 @@ def pack(weight: Tensor) -> Tensor:
     rows, inputs = weight.shape
     packed = torch.empty(packed_shape(rows, inputs, weight.dtype), dtype=weight.dtype)
     contiguous = weight.contiguous()
-    _pack(_is_bf16(weight), contiguous.data_ptr(), rows, inputs, packed.data_ptr())
+    _pack(is_bf16(weight), contiguous.data_ptr(), rows, inputs, packed.data_ptr())
     return packed
 
 
@@ -94,19 +93,16 @@ def product(
     width = outputs if activation == NONE else outputs // 2
     y = torch.empty(rows, width, dtype=x.dtype)
     _product(
-        _is_bf16(x), x.data_ptr(), x.stride(0), rows, inputs, packed.data_ptr(), outputs,
+        is_bf16(x), x.data_ptr(), x.stride(0), rows, inputs, packed.data_ptr(), outputs,
         None if bias is None else bias.data_ptr(), y.data_ptr(), width, activation, threads,
     )  # fmt: skip
     return y
 
 
-def add_rms_norm(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
-    """X += delta in place (when given); x / rms(x) * (weight + offset). All contiguous, [M, H], H a multiple of 16."""
+def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
+    """X / rms(x) * (weight + offset). Contiguous, [M, H], H a multiple of 16."""
     y = torch.empty_like(x)
-    _norm(
-        _is_bf16(x), x.data_ptr(), None if delta is None else delta.data_ptr(), weight.data_ptr(), y.data_ptr(),
-        x.numel() // x.shape[-1], x.shape[-1], eps, offset,
-    )  # fmt: skip
+    _norm(is_bf16(x), x.data_ptr(), weight.data_ptr(), y.data_ptr(), x.numel() // x.shape[-1], x.shape[-1], eps, offset)
     return y
 
 
@@ -121,7 +117,7 @@ def rotate(x: Tensor, heads: int, dim: int, cos: Tensor, sin: Tensor) -> None:
         sin: as `cos`.
     """
     _rotate(
-        _is_bf16(x), x.data_ptr(), x.stride(0), x.shape[0], heads, dim, 2 * cos.shape[1], cos.data_ptr(), sin.data_ptr()
+        is_bf16(x), x.data_ptr(), x.stride(0), x.shape[0], heads, dim, 2 * cos.shape[1], cos.data_ptr(), sin.data_ptr()
     )
 
 
@@ -139,48 +135,57 @@ class LayerCache(NamedTuple):
     """A multiple of 16."""
 
 
-class Places(NamedTuple):
-    """Where the tokens of a batch belong."""
+class Step(Structure):
+    """Where the tokens of a batch belong, and room to score in: `Step` of `attention.h`."""
 
-    tables: Tensor
-    """int32 [sequences, blocks]."""
-    table_of: Tensor
-    """int32 [T], which table each token uses."""
-    positions: Tensor
-    """int64 [T]."""
+    _fields_ = (
+        ("rows", _L), ("slots", _P), ("positions", _P), ("tables", _P), ("table_stride", _L), ("table_of", _P),
+        ("scores", _P), ("scores_stride", _L), ("threads", _L),
+    )  # fmt: skip
+
+    def __init__(self, slots: Tensor, positions: Tensor, tables: Tensor, table_of: Tensor, scores: Tensor) -> None:
+        """Of T tokens.
+
+        Args:
+            slots: int64 [T], where each token's key and value are kept.
+            positions: int64 [T], of each token in its sequence.
+            tables: int32 [sequences, blocks].
+            table_of: int32 [T], which table each token uses.
+            scores: `scratch_for` the longest sequence; its first dimension is the number of threads.
+        """
+        super().__init__(
+            len(slots), slots.data_ptr(), positions.data_ptr(), tables.data_ptr(), tables.stride(0),
+            table_of.data_ptr(), scores.data_ptr(), scores.shape[-1], scores.shape[0],
+        )  # fmt: skip
+        self.tensors = slots, positions, tables, table_of, scores  # the structure only points at them
 
 
-def keep(cache: LayerCache, slots: Tensor, key: Tensor, value: Tensor) -> None:
-    """Write [T, heads * dim] keys and values (rows may be apart) to their slots, int64 [T]."""
+def keep(cache: LayerCache, step: Step, key: Tensor, value: Tensor) -> None:
+    """Write [T, heads * dim] keys and values (rows may be apart) to their slots."""
     _keep(
-        _is_bf16(key), cache.keys.data_ptr(), cache.values.data_ptr(), cache.block_size, cache.heads, cache.dim,
-        slots.data_ptr(), key.data_ptr(), key.stride(0), value.data_ptr(), value.stride(0), len(slots),
+        is_bf16(key), cache.keys.data_ptr(), cache.values.data_ptr(), cache.block_size, cache.heads, cache.dim,
+        byref(step), key.data_ptr(), key.stride(0), value.data_ptr(), value.stride(0),
     )  # fmt: skip
 
 
-def attend(
-    cache: LayerCache, query: Tensor, heads: int, places: Places, spec: AttentionSpec, scratch: Tensor
-) -> Tensor:
+def attend(cache: LayerCache, query: Tensor, heads: int, step: Step, spec: AttentionSpec) -> Tensor:
     """Every token's causal attention over its sequence's blocks.
 
     Args:
         cache: holds all keys and values up to each token's own.
         query: [T, >= heads * dim], rows may be apart.
         heads: query heads of this rank.
-        places: of the tokens.
+        step: of the tokens.
         spec: scale, window and soft cap.
-        scratch: `scratch_for` the longest sequence; its first dimension is the number of threads.
 
     Returns:
         [T, heads * dim].
     """
-    tables, table_of, positions = places
-    out = torch.empty(len(positions), heads * cache.dim, dtype=query.dtype)
+    out = torch.empty(step.rows, heads * cache.dim, dtype=query.dtype)
     _attend(
-        _is_bf16(query), cache.keys.data_ptr(), cache.values.data_ptr(), cache.block_size, cache.heads, cache.dim,
-        spec.scale, spec.softcap or 0.0, spec.sliding_window or 0, query.data_ptr(), query.stride(0), out.data_ptr(),
-        tables.data_ptr(), tables.stride(0), table_of.data_ptr(), positions.data_ptr(), len(positions), heads,
-        scratch.data_ptr(), scratch.shape[-1], scratch.shape[0],
+        is_bf16(query), cache.keys.data_ptr(), cache.values.data_ptr(), cache.block_size, cache.heads, cache.dim,
+        byref(step), spec.scale, spec.softcap or 0.0, spec.sliding_window or 0, query.data_ptr(), query.stride(0),
+        heads, out.data_ptr(),
     )  # fmt: skip
     return out
 

@@ -3,6 +3,8 @@
 They are made while the model has no weights; `swap` writes down what each is to be made of.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -42,6 +44,26 @@ class PackedLinear(nn.Module):
         return y.view(*x.shape[:-1], self.outputs)
 
 
+RMS_NORMS = {
+    "LlamaRMSNorm": 0.0,
+    "MistralRMSNorm": 0.0,
+    "Qwen2RMSNorm": 0.0,
+    "Qwen3RMSNorm": 0.0,
+    "GraniteRMSNorm": 0.0,
+    "Phi3RMSNorm": 0.0,
+    "GlmRMSNorm": 0.0,
+    "GemmaRMSNorm": 1.0,
+    "Gemma2RMSNorm": 1.0,
+    "Gemma3RMSNorm": 1.0,
+}
+"""Classes that compute x / rms(x) * (weight + offset), by the offset."""
+
+
+def eps_of(norm: Any) -> float:
+    """What one of these classes adds to the mean square."""
+    return float(norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps)
+
+
 class NativeRMSNorm(nn.Module):
     """Root-mean-square norm on the kernels."""
 
@@ -53,7 +75,7 @@ class NativeRMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., H] -> [..., H]."""
-        return ops.add_rms_norm(x.contiguous(), None, self.weight, self.eps, self.offset)
+        return ops.rms_norm(x.contiguous(), self.weight, self.eps, self.offset)
 
 
 class PackedHead(OutputHead):

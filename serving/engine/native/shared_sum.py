@@ -22,30 +22,36 @@ FOLDER = "/dev/shm"  # noqa: S108  memory, not a disk
 FORMATS = frozenset({torch.bfloat16, torch.float32})
 
 
+class Ranks(ctypes.Structure):
+    """`SharedRanks` of `all_reduce.cpp`."""
+
+    _fields_ = (
+        ("base", c_void_p), ("rank", c_int64), ("world", c_int64), ("slot_bytes", c_int64), ("next", c_uint64),
+        ("timeout_s", c_double),
+    )  # fmt: skip
+
+
 class SharedSum:
     """Sums tensors over the ranks of the default group, which must all be on this machine."""
 
     def __init__(self, rank: int, world: int, timeout_s: float) -> None:
         """Collective. The segment has no name any more once every rank has mapped it, so it cannot be left behind."""
-        self._rank, self._world, self._timeout_s = rank, world, timeout_s
         self._segment = _map_together(rank, world * (FLAG_BYTES + 2 * SLOT_BYTES))
-        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._segment))
-        self._sums = 1
-        self._reduce: Any = getattr(sums(), "gw_all_reduce")  # noqa: B009  mypy knows no such name
-        self._reduce.restype = c_int64
-        self._reduce.argtypes = [
-            c_int, c_void_p, c_int64, c_int64, c_int64, c_uint64, c_void_p, c_int64, c_double,
-        ]  # fmt: skip
+        base = ctypes.addressof(ctypes.c_char.from_buffer(self._segment))
+        self.ranks = Ranks(base, rank, world, SLOT_BYTES, 1, timeout_s)
+        self.function: Any = getattr(sums(), "gw_shared_sum")  # noqa: B009  mypy knows no such name
+        self.function.restype = c_int64
+        self.function.argtypes = [ctypes.POINTER(Ranks), c_int, c_void_p, c_int64]
 
     def all_reduce(self, tensor: Tensor) -> None:
         """In place; contiguous, of one of FORMATS. Raises `PeerLost` when a rank does not come."""
-        missing = self._reduce(
-            tensor.dtype is torch.bfloat16, self._address, self._rank, self._world, SLOT_BYTES, self._sums,
-            tensor.data_ptr(), tensor.numel(), self._timeout_s,
-        )  # fmt: skip
-        if missing >= 0:
-            raise PeerLost(f"rank {missing} did not come to a sum within {self._timeout_s:g} s")
-        self._sums += -(-tensor.nbytes // SLOT_BYTES)
+        code = self.function(self.ranks, tensor.dtype is torch.bfloat16, tensor.data_ptr(), tensor.numel())
+        if code:
+            raise self.failure(code)
+
+    def failure(self, code: int) -> PeerLost:
+        """What `function` means by a return value other than 0."""
+        return PeerLost(f"rank {code - 1} did not come to a sum within {self.ranks.timeout_s:g} s")
 
 
 def _map_together(rank: int, size: int) -> mmap.mmap:

@@ -24,9 +24,24 @@ _LATE, _BROKEN, _DIFFERS = 1, 2, 3
 """Outcomes of a sum; 0 when it is done."""
 
 
-class _Report(ctypes.Structure):
+class Header(ctypes.Structure):
+    """`Header` of `exchange.cpp`."""
+
+    _fields_ = (("number", c_uint64), ("count", c_int64), ("width", c_int64))
+
+
+class Report(ctypes.Structure):
+    """`Report` of `exchange.cpp`."""
+
+    _fields_ = (("rank", c_int64), ("error", c_int64), ("ours", Header), ("theirs", Header))
+
+
+class Ranks(ctypes.Structure):
+    """`SocketRanks` of `exchange.cpp`."""
+
     _fields_ = (
-        ("rank", c_int64), ("error", c_int64), ("number", c_uint64), ("count", c_int64), ("width", c_int64),
+        ("sockets", POINTER(c_int)), ("rank", c_int64), ("world", c_int64), ("whole_bytes", c_int64),
+        ("next", c_uint64), ("timeout_s", c_double), ("report", Report),
     )  # fmt: skip
 
 
@@ -35,41 +50,35 @@ class SocketSum:
 
     def __init__(self, rank: int, world: int, timeout_s: float) -> None:
         """Collective. `timeout_s`: longest silence of a rank that the others wait for. Raises `PeerLost`."""
-        self._rank, self._world, self._timeout_s = rank, world, timeout_s
         self._connections = connect_all(rank, world, timeout_s)
         self._sockets = (c_int * world)(*([-1] * world))
         for peer, connection in self._connections.items():
             self._sockets[peer] = connection.fileno()
-        self._sums = 1
-        self._reduce: Any = getattr(sums(), "gw_exchange")  # noqa: B009  mypy knows no such name
-        self._reduce.restype = c_int
-        self._reduce.argtypes = [
-            c_int, c_void_p, c_int64, c_int64, c_int64, c_uint64, c_void_p, c_int64, c_double, POINTER(_Report),
-        ]  # fmt: skip
+        self.ranks = Ranks(self._sockets, rank, world, WHOLE_BYTES, 1, timeout_s)
+        self.function: Any = getattr(sums(), "gw_socket_sum")  # noqa: B009  mypy knows no such name
+        self.function.restype = c_int64
+        self.function.argtypes = [POINTER(Ranks), c_int, c_void_p, c_int64]
 
     def all_reduce(self, tensor: Tensor) -> None:
         """In place; contiguous, of one of `shared_sum.FORMATS`. After an error there can be no other sum.
 
         Raises `PeerLost` when a rank is gone or does not come, `ProtocolError` when one sums something else.
         """
-        report = _Report()
-        outcome = self._reduce(
-            tensor.dtype is torch.bfloat16, self._sockets, self._rank, self._world, WHOLE_BYTES, self._sums,
-            tensor.data_ptr(), tensor.numel(), self._timeout_s, report,
-        )  # fmt: skip
-        if outcome:
-            # What is half sent stays so. The connections stay open, or who closed first could not be told.
-            ctypes.memset(self._sockets, 0xFF, ctypes.sizeof(self._sockets))
-            raise self._error(outcome, report, tensor)
-        self._sums += 1
+        code = self.function(self.ranks, tensor.dtype is torch.bfloat16, tensor.data_ptr(), tensor.numel())
+        if code:
+            raise self.failure(code)
 
-    def _error(self, outcome: int, report: _Report, tensor: Tensor) -> PeerLost | ProtocolError:
-        if outcome == _LATE:
-            return PeerLost(f"rank {report.rank} did not come to a sum within {self._timeout_s:g} s")
-        if outcome == _BROKEN:
+    def failure(self, code: int) -> PeerLost | ProtocolError:
+        """What `function` means by a return value other than 0; ends the connections' use."""
+        # What is half sent stays so. The connections stay open, or who closed first could not be told.
+        ctypes.memset(self._sockets, 0xFF, ctypes.sizeof(self._sockets))
+        report = self.ranks.report
+        if code == _LATE:
+            return PeerLost(f"rank {report.rank} did not come to a sum within {self.ranks.timeout_s:g} s")
+        if code == _BROKEN:
             why = os.strerror(report.error) if report.error else "it has closed the connection"
             return PeerLost(f"rank {report.rank} was lost in a sum: {why}")
-        assert outcome == _DIFFERS
-        theirs = f"{report.count} elements of {report.width} bytes (message {report.number})"
-        ours = f"{tensor.numel()} of {tensor.element_size()} (sum {self._sums})"
-        return ProtocolError(f"rank {report.rank} sums {theirs} where rank {self._rank} sums {ours}")
+        assert code == _DIFFERS
+        theirs = f"{report.theirs.count} elements of {report.theirs.width} bytes (message {report.theirs.number})"
+        ours = f"{report.ours.count} of {report.ours.width} (message {report.ours.number})"
+        return ProtocolError(f"rank {report.rank} sums {theirs} where rank {self.ranks.rank} sums {ours}")

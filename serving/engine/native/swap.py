@@ -12,31 +12,10 @@ from torch import Tensor, nn
 
 from serving.engine.linear import ShardedLinear
 from serving.engine.native import ops
-from serving.engine.native.fused import (
-    ACTIVATIONS,
-    FusedAttention,
-    FusedMLP,
-    HalfRotary,
-    fusable_attention,
-    fusable_mlp,
-)
-from serving.engine.native.packed import NativeRMSNorm, PackedEmbedding, PackedHead, PackedLinear
+from serving.engine.native.layer import ACTIVATIONS, KINDS, FusedLayer, HalfRotary, Room, fusable
+from serving.engine.native.packed import RMS_NORMS, NativeRMSNorm, PackedEmbedding, PackedHead, PackedLinear, eps_of
 from serving.engine.sharded_model import ShardedModel
 from serving.engine.weights import Plan, Prepared, TensorSlice
-
-RMS_NORMS = {
-    "LlamaRMSNorm": 0.0,
-    "MistralRMSNorm": 0.0,
-    "Qwen2RMSNorm": 0.0,
-    "Qwen3RMSNorm": 0.0,
-    "GraniteRMSNorm": 0.0,
-    "Phi3RMSNorm": 0.0,
-    "GlmRMSNorm": 0.0,
-    "GemmaRMSNorm": 1.0,
-    "Gemma2RMSNorm": 1.0,
-    "Gemma3RMSNorm": 1.0,
-}
-"""Classes that compute x / rms(x) * (weight + offset), by the offset."""
 
 
 def swap(model: ShardedModel, plan: Plan, threads: int) -> None:
@@ -53,22 +32,23 @@ class Swap:
         self._threads = threads
         config = model.base.config
         self._act = str(getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", ""))
-        self._fuses_attention = self._attention_is_fusable()
+        self._room = Room(model.dtype)
+        self._fuses_layers = self._layers_are_fusable()
 
     def run(self) -> None:
         self._replace("base", self._model.base)
-        if self._fuses_attention:
+        if self._fuses_layers:
             self._model.base.rotary_emb = HalfRotary(self._model.base.rotary_emb)
         if ops.packable(self._model.head.weight):
             self._swap_vocabulary()
 
-    def _attention_is_fusable(self) -> bool:
-        """All attention layers or none, as they share the rotary embedding, which then speaks to the kernels."""
+    def _layers_are_fusable(self) -> bool:
+        """All layers or none, as they share the rotary embedding, which then speaks to the kernels."""
         base = self._model.base
-        layers = [module for module in base.modules() if hasattr(module, "layer_idx")]
+        layers = list(getattr(base, "layers", []))
         return (
             bool(layers)
-            and all(map(fusable_attention, layers))
+            and all(fusable(layer, self._act) for layer in layers)
             and hasattr(base, "rotary_emb")
             and getattr(base.config, "partial_rotary_factor", 1.0) in (None, 1.0)
         )
@@ -84,38 +64,41 @@ class Swap:
                 setattr(parent, name, swapped)
 
     def _swapped(self, path: str, module: Any) -> nn.Module | None:
-        if self._fuses_attention and hasattr(module, "layer_idx"):
-            return self._attention(path, module)
-        if fusable_mlp(module, self._act):
-            return self._mlp(path, module)
+        if self._fuses_layers and type(module).__name__ in KINDS:
+            return self._layer(path, module)
         if isinstance(module, ShardedLinear) and ops.packable(module.weight):
             self._prepare(f"{path}.packed", ops.pack, f"{path}.weight")
             return PackedLinear(module.weight, module.bias, module.collectives, self._threads)
         offset = RMS_NORMS.get(type(module).__name__)
         if offset is None or module.weight.numel() % ops.LANES:
             return None
-        eps: float = module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps
-        return NativeRMSNorm(module.weight, eps, offset)
+        return NativeRMSNorm(module.weight, eps_of(module), offset)
 
-    def _attention(self, path: str, module: Any) -> FusedAttention:
-        model = self._model
-        projections = [f"{path}.{name}_proj" for name in "qkv"]
+    def _layer(self, path: str, module: Any) -> FusedLayer:
+        """Its parameters are planned under the names that `FusedLayer` gives them."""
+        kind, attention, mlp = KINDS[type(module).__name__], f"{path}.self_attn", f"{path}.mlp"
+        projections = [f"{attention}.{name}_proj" for name in "qkv"]
         self._prepare(f"{path}.qkv", ops.pack_joined, *(f"{name}.weight" for name in projections))
-        if module.q_proj.bias is not None:
-            self._prepare(f"{path}.bias", _joined, *(f"{name}.bias" for name in projections))
-        self._output(f"{path}.o_proj", f"{path}.out")
-        return FusedAttention(module, model.heads, model.kv_heads, model.head_dim, self._threads)
-
-    def _mlp(self, path: str, module: Any) -> FusedMLP:
-        self._prepare(f"{path}.gate_up", ops.pack_gated, f"{path}.gate_proj.weight", f"{path}.up_proj.weight")
-        self._output(f"{path}.down_proj", f"{path}.down")
-        return FusedMLP(module, ACTIVATIONS[self._act], self._threads)
-
-    def _output(self, old: str, new: str) -> None:
-        """A block's last product, under its new name."""
-        self._prepare(f"{new}.packed", ops.pack, f"{old}.weight")
-        if f"{old}.bias" in self._plan:
-            self._plan[f"{new}.bias"] = self._plan.pop(f"{old}.bias")
+        if module.self_attn.q_proj.bias is not None:
+            self._prepare(f"{path}.qkv_bias", _joined, *(f"{name}.bias" for name in projections))
+        self._prepare(f"{path}.out", ops.pack, f"{attention}.o_proj.weight")
+        self._prepare(f"{path}.gate_up", ops.pack_gated, f"{mlp}.gate_proj.weight", f"{mlp}.up_proj.weight")
+        self._prepare(f"{path}.down", ops.pack, f"{mlp}.down_proj.weight")
+        for old, new in {
+            f"{path}.input_layernorm.weight": "input_norm",
+            f"{attention}.q_norm.weight": "query_norm",
+            f"{attention}.k_norm.weight": "key_norm",
+            f"{attention}.o_proj.bias": "out_bias",
+            f"{path}.{kind.attention_norm}.weight": "attention_norm",
+            f"{path}.{kind.mlp_norm}.weight": "mlp_norm",
+            f"{mlp}.down_proj.bias": "down_bias",
+            f"{path}.{kind.output_norm}.weight": "output_norm",
+        }.items():
+            if old in self._plan:
+                self._plan[f"{path}.{new}"] = self._plan.pop(old)
+        model = self._model
+        activation = ACTIVATIONS[self._act]
+        return FusedLayer(module, model.heads, model.kv_heads, model.head_dim, activation, self._room)
 
     def _swap_vocabulary(self) -> None:
         """Pack the head; a tied embedding goes on sharing its storage."""

@@ -1,0 +1,84 @@
+// A decoder layer of the Llama kind as one call: between two products there is no Python, and nothing is allocated.
+//
+//   x += attention(norm(x)), x += mlp(norm(x)), where each block's result is summed over the ranks
+
+#pragma once
+
+#include "attention.h"
+#include "norm.h"
+#include "product.h"
+
+namespace {
+
+// One rank's share of a layer. Python lays it out (`layer.Weights`). Pointers are to T; those marked may be null.
+struct Layer {
+  const void *input_norm, *qkv, *qkv_bias /* null */, *query_norm /* null */, *key_norm /* null */;
+  const void *out, *out_bias /* null */, *attention_norm /* null */;
+  const void *mlp_norm, *gate_up, *down, *down_bias /* null */, *output_norm /* null */;
+  void *keys, *values;
+  i64 hidden, heads, kv_heads, dim, inner, block_size, window, activation;
+  float eps, norm_offset, residual, scale, softcap;  // residual: factor of what a block adds
+};
+
+// The sum over the ranks: in place, 0 when done. `add` is null for a group of one.
+struct Group {
+  int64_t (*add)(void* group, int is_bf16, void* data, i64 count);
+  void* group;
+};
+
+struct Rotation { const float *cos, *sin; i64 size; };
+
+// What a layer keeps between its products, for `rows` tokens.
+template <class T> struct Room {
+  T *normed, *qkv, *mixed, *gated, *delta;
+  Room(const Layer& l, i64 rows, void* room) {
+    normed = (T*)room;
+    qkv = normed + rows * l.hidden;
+    mixed = qkv + rows * (l.heads + 2 * l.kv_heads) * l.dim;
+    gated = mixed + rows * l.heads * l.dim;
+    delta = gated + rows * l.inner;
+  }
+};
+
+// Sums what a block gives over the ranks and adds it to the residual stream; `norm` may be null.
+template <class T>
+i64 add_block(const Layer& l, const Group& g, T* x, T* delta, const void* bias, const void* norm, i64 rows) {
+  if (g.add)
+    if (const i64 failure = g.add(g.group, std::is_same_v<T, bf16>, delta, rows * l.hidden)) return failure;
+  if (norm) rms_norm(delta, (const T*)norm, delta, rows, l.hidden, l.eps, l.norm_offset);
+  add_scaled(x, delta, (const T*)bias, l.residual, rows, l.hidden);
+  return 0;
+}
+
+template <class T> i64 attention_block(const Layer& l, const Step& s, const Group& g, const Rotation& r, Room<T> room, T* x) {
+  const i64 queries = l.heads * l.dim, keys = l.kv_heads * l.dim, width = queries + 2 * keys;
+  const Cache<T> cache{(T*)l.keys, (T*)l.values, l.block_size, l.kv_heads, l.dim};
+  const int threads = (int)s.threads;
+  rms_norm(x, (const T*)l.input_norm, room.normed, s.rows, l.hidden, l.eps, l.norm_offset);
+  product(Product<T>{room.normed, l.hidden, s.rows, l.hidden, (const T*)l.qkv, width, (const T*)l.qkv_bias, room.qkv,
+                     width, kNone}, threads);
+  if (l.query_norm)
+    for (i64 row = 0; row < s.rows; row++) {
+      T* query = room.qkv + row * width;
+      rms_norm(query, (const T*)l.query_norm, query, l.heads, l.dim, l.eps, l.norm_offset);
+      rms_norm(query + queries, (const T*)l.key_norm, query + queries, l.kv_heads, l.dim, l.eps, l.norm_offset);
+    }
+  rotate(room.qkv, width, s.rows, l.heads + l.kv_heads, l.dim, r.size, r.cos, r.sin);
+  keep(cache, s, room.qkv + queries, width, room.qkv + queries + keys, width);
+  attend(Attention<T>{cache, {l.scale, l.softcap, l.window}, room.qkv, width, l.heads, room.mixed}, s);
+  product(Product<T>{room.mixed, queries, s.rows, queries, (const T*)l.out, l.hidden, nullptr, room.delta, l.hidden,
+                     kNone}, threads);
+  return add_block(l, g, x, room.delta, l.out_bias, l.attention_norm, s.rows);
+}
+
+template <class T> i64 mlp_block(const Layer& l, const Step& s, const Group& g, Room<T> room, T* x) {
+  const int threads = (int)s.threads;
+  rms_norm(x, (const T*)l.mlp_norm, room.normed, s.rows, l.hidden, l.eps, l.norm_offset);
+  product(Product<T>{room.normed, l.hidden, s.rows, l.hidden, (const T*)l.gate_up, 2 * l.inner, nullptr, room.gated,
+                     l.inner, (int)l.activation}, threads);
+  product(Product<T>{room.gated, l.inner, s.rows, l.inner, (const T*)l.down, l.hidden, nullptr, room.delta, l.hidden,
+                     kNone}, threads);
+  return add_block(l, g, x, room.delta, l.down_bias, l.output_norm, s.rows);
+}
+
+}  // namespace

@@ -1,0 +1,196 @@
+"""A whole decoder layer as one call into the kernels, where Hugging Face's code makes dozens.
+
+Only for classes named here, whose code was read: two blocks that are normed before and perhaps after, queries, keys and
+values from plain products, perhaps normed, rotated by halves; a gated MLP without bias in gate and up.
+"""
+
+import ctypes
+from ctypes import Structure, addressof, byref, c_float, c_int, c_int64, c_void_p
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from serving.engine.attend import AttentionSpec
+from serving.engine.collectives import NativeSum
+from serving.engine.linear import ShardedLinear
+from serving.engine.native import ops
+from serving.engine.native.packed import RMS_NORMS, empty, eps_of
+
+ACTIVATIONS = {"silu": ops.SILU, "swish": ops.SILU, "gelu_pytorch_tanh": ops.GELU_TANH}
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Where a class of layers keeps its parts."""
+
+    mlp_norm: str = "post_attention_layernorm"
+    attention_norm: str | None = None
+    """Over what the attention gives, before it is added."""
+    output_norm: str | None = None
+    """Over what the MLP gives."""
+
+
+_GEMMA = Kind("pre_feedforward_layernorm", "post_attention_layernorm", "post_feedforward_layernorm")
+KINDS = {
+    "LlamaDecoderLayer": Kind(),
+    "MistralDecoderLayer": Kind(),
+    "Qwen2DecoderLayer": Kind(),
+    "Qwen3DecoderLayer": Kind(),
+    "GraniteDecoderLayer": Kind(),
+    "GemmaDecoderLayer": Kind(),
+    "Gemma2DecoderLayer": _GEMMA,
+    "Gemma3DecoderLayer": _GEMMA,
+}
+
+_P, _L, _F = c_void_p, c_int64, c_float
+_run = ops.bind("gw_layer", c_int, _P, _P, _P, _P, _P, _L, _P, _P, _P)
+if _run is not None:
+    _run.restype = c_int64
+
+
+class Weights(Structure):
+    """`Layer` of `layer.h`."""
+
+    _fields_ = (
+        *((name, _P) for name in (
+            "input_norm", "qkv", "qkv_bias", "query_norm", "key_norm", "out", "out_bias", "attention_norm",
+            "mlp_norm", "gate_up", "down", "down_bias", "output_norm", "keys", "values",
+        )),
+        *((name, _L) for name in (
+            "hidden", "heads", "kv_heads", "dim", "inner", "block_size", "window", "activation",
+        )),
+        *((name, _F) for name in ("eps", "norm_offset", "residual", "scale", "softcap")),
+    )  # fmt: skip
+
+
+class Attention(Protocol):
+    """What a layer needs of `NativeAttention`."""
+
+    step: ops.Step | None
+
+    def cache(self, layer: int) -> ops.LayerCache: ...
+
+
+class Room:
+    """Memory for what a layer keeps between its products; all layers of a model share it."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._memory = torch.empty(0, dtype=dtype)
+
+    def address(self, elements: int) -> int:
+        """Of at least so many elements."""
+        if self._memory.numel() < elements:
+            self._memory = torch.empty(elements, dtype=self._memory.dtype)
+        return self._memory.data_ptr()
+
+
+class FusedLayer(nn.Module):
+    """One rank's share of a decoder layer. Its parameters are filled under these names; None: the layer has none."""
+
+    def __init__(self, original: Any, heads: int, kv_heads: int, dim: int, activation: int, room: Room) -> None:
+        """`original`: the layer it stands for, its projections being `ShardedLinear`s; head counts are this rank's."""
+        super().__init__()
+        kind, attention, mlp = KINDS[type(original).__name__], original.self_attn, original.mlp
+        hidden, self.dtype = attention.q_proj.weight.shape[1], attention.q_proj.weight.dtype
+        width, inner = (heads + 2 * kv_heads) * dim, len(mlp.gate_proj.weight)
+        self.input_norm = original.input_layernorm.weight
+        self.qkv = empty(ops.packed_shape(width, hidden, self.dtype), self.dtype)
+        self.qkv_bias = None if attention.q_proj.bias is None else empty((width,), self.dtype)
+        self.query_norm = attention.q_norm.weight if hasattr(attention, "q_norm") else None
+        self.key_norm = attention.k_norm.weight if hasattr(attention, "k_norm") else None
+        self.out = empty(ops.packed_shape(hidden, heads * dim, self.dtype), self.dtype)
+        self.out_bias = attention.o_proj.bias
+        self.attention_norm = getattr(original, kind.attention_norm).weight if kind.attention_norm else None
+        self.mlp_norm = getattr(original, kind.mlp_norm).weight
+        self.gate_up = empty(ops.packed_shape(2 * inner, hidden, self.dtype), self.dtype)
+        self.down = empty(ops.packed_shape(hidden, inner, self.dtype), self.dtype)
+        self.down_bias = mlp.down_proj.bias
+        self.output_norm = getattr(original, kind.output_norm).weight if kind.output_norm else None
+        spec = _spec(attention)
+        self.layer_idx: int = attention.layer_idx
+        self.attend: Attention
+        self._facts = {
+            "hidden": hidden, "heads": heads, "kv_heads": kv_heads, "dim": dim, "inner": inner,
+            "window": spec.sliding_window or 0, "softcap": spec.softcap or 0.0, "scale": spec.scale,
+            "activation": activation, "residual": getattr(original, "residual_multiplier", 1.0),
+            "eps": eps_of(original.input_layernorm), "norm_offset": RMS_NORMS[type(original.input_layernorm).__name__],
+        }  # fmt: skip
+        self._per_row = 2 * hidden + width + heads * dim + inner
+        self._room = room
+        self._weights: Weights | None = None
+        self._sum = None if attention.o_proj.collectives is None else attention.o_proj.collectives.own
+        self._add, self._group = _entry(self._sum)
+
+    def forward(self, hidden_states: Tensor, *, position_embeddings: tuple[Tensor, Tensor], **_: Any) -> Tensor:
+        """[1, T, hidden], changed in place; `position_embeddings` are a `HalfRotary`'s. Raises `PeerLost`."""
+        step = self.attend.step
+        assert step is not None, "begin() names the batch first"
+        if self._weights is None:
+            self._weights = self._laid_out()
+        cos, sin = position_embeddings
+        failure = _run(
+            int(self.dtype is torch.bfloat16), byref(self._weights), byref(step), hidden_states.data_ptr(),
+            cos.data_ptr(), sin.data_ptr(), 2 * cos.shape[1], self._room.address(step.rows * self._per_row),
+            self._add, self._group,
+        )  # fmt: skip
+        if failure:
+            assert self._sum is not None
+            raise self._sum.failure(failure)
+        return hidden_states
+
+    def _laid_out(self) -> Weights:
+        """For the kernels, now that all parameters are there: they do not move any more."""
+        cache = self.attend.cache(self.layer_idx)
+        pointers = {name: parameter.data_ptr() for name, parameter in self.named_parameters()}
+        where = {"keys": cache.keys.data_ptr(), "values": cache.values.data_ptr(), "block_size": cache.block_size}
+        return Weights(**pointers, **where, **self._facts)
+
+
+class HalfRotary(nn.Module):
+    """Cosines and sines as the rotation kernel takes them, once a step for all layers: float32 [T, rotary / 2] each."""
+
+    def __init__(self, original: nn.Module) -> None:
+        super().__init__()
+        self.original = original
+
+    def forward(self, x: Tensor, position_ids: Tensor, *layer_type: str) -> tuple[Tensor, Tensor]:
+        """`x` tells the device only: angles stay float32, where Hugging Face rounds them to the model's format."""
+        cos, sin = self.original(x.new_empty(0, dtype=torch.float32), position_ids, *layer_type)
+        half = cos.shape[-1] // 2
+        return cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()
+
+
+def fusable(layer: Any, hidden_act: str) -> bool:
+    """Whether `FusedLayer` computes what `layer` computes."""
+    if type(layer).__name__ not in KINDS or hidden_act not in ACTIVATIONS:
+        return False
+    attention, mlp = layer.self_attn, layer.mlp
+    products = [
+        *(attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj),
+        *(mlp.gate_proj, mlp.up_proj, mlp.down_proj),
+    ]
+    return (
+        all(isinstance(p, ShardedLinear) and ops.packable(p.weight) for p in products)
+        and mlp.gate_proj.bias is None
+        and mlp.up_proj.bias is None
+        and len(mlp.gate_proj.weight) % ops.LANES == 0
+        and len(attention.o_proj.weight) % ops.LANES == 0
+        and (attention.o_proj.collectives is None or attention.o_proj.collectives.own is not None)
+    )
+
+
+def _spec(attention: Any) -> AttentionSpec:
+    """What the class's forward passes to its attention function."""
+    # Mistral's code keeps the window in its configuration, others on each layer, or know none.
+    owner = attention.config if type(attention).__name__ == "MistralAttention" else attention
+    softcap = attention.attn_logit_softcapping if type(attention).__name__ == "Gemma2Attention" else None
+    return AttentionSpec(attention.scaling, getattr(owner, "sliding_window", None), softcap)
+
+
+def _entry(own: NativeSum | None) -> tuple[int | None, int | None]:
+    """The addresses by which C calls the sum; None for a group of one."""
+    if own is None:
+        return None, None
+    return ctypes.cast(own.function, c_void_p).value, addressof(own.ranks)
