@@ -20,6 +20,14 @@ from serving.runtime import haproxy
 QUIET = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 """Notices that Ray would print between a command's own lines."""
 
+CALM = {
+    "RAY_task_events_report_interval_ms": "0",
+    "RAY_enable_metrics_collection": "0",
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
+}
+"""Less of what an embedded cluster does all the time on the cores that compute: histories and measurements that nobody
+there can ask for, and Serve's look at its replicas ten times a second."""
+
 HAPROXY_THREADS = 2
 """It needs a tenth of a core for hundreds of events a second."""
 
@@ -42,6 +50,7 @@ def ray_environment(*, embedded: bool, environment: MutableMapping[str, str] = o
     """Set what Ray is to read. Yields the folder of an `embedded` cluster's files, which the context's end removes."""
     with ExitStack() as stack:
         wanted = QUIET | ({"RAY_AUTH_MODE": "token"} if embedded or _has_token(environment) else {})
+        wanted |= CALM if embedded else {}
         binary = _haproxy_binary() if embedded else None
         folder = None
         if binary is not None:
