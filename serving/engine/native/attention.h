@@ -55,40 +55,72 @@ template <class T> void keep(const Cache<T>& c, const Step& s, const T* key, i64
 
 struct Shape { float scale; float softcap; i64 window; };  // softcap 0 and window 0: none
 
-// scores[length] of one query against a sequence; returns the softmax's denominator, scores become exp(score - max).
-template <class T>
-float score(const Cache<T>& c, const Shape& s, const T* query, i64 head, const int32_t* blocks, i64 first, i64 length,
-            float* scores) {
+// Products of G queries with 16 tokens each of N groups of keys: a key is loaded once for all queries.
+template <int G, int N, class T>
+inline void multiply_keys(const Cache<T>& c, const T* query, const T* const (&keys)[N], __m512 (&acc)[G][N]) {
   constexpr int pair = kPair<T>;
-  const __m512 low = _mm512_set1_ps(-1e30f);
-  __m512 highest = low;
-  for (i64 t = first / kTokens * kTokens; t < length; t += kTokens) {
-    const T* group = c.key_group(blocks[t / c.block_size], head, t % c.block_size);
-    __m512 even = _mm512_setzero_ps(), odd = even;
-    for (i64 d = 0; d < c.dim; d += 2 * pair) {
-      even = multiply_add(even, query + d, load_weights(group + d * kTokens));
-      odd = multiply_add(odd, query + d + pair, load_weights(group + (d + pair) * kTokens));
+  for (int g = 0; g < G; g++)
+    for (int n = 0; n < N; n++) acc[g][n] = _mm512_setzero_ps();
+  for (i64 d = 0; d < c.dim; d += pair)
+    for (int n = 0; n < N; n++) {
+      const auto key = load_weights(keys[n] + d * kTokens);
+      for (int g = 0; g < G; g++) acc[g][n] = multiply_add(acc[g][n], query + g * c.dim + d, key);
     }
-    __m512 v = _mm512_mul_ps(_mm512_add_ps(even, odd), _mm512_set1_ps(s.scale));
-    if (s.softcap != 0.f)
-      v = _mm512_mul_ps(_mm512_set1_ps(s.softcap), tanh16(_mm512_mul_ps(v, _mm512_set1_ps(1.f / s.softcap))));
-    __mmask16 seen = t + kTokens <= length ? 0xffff : (__mmask16)((1u << (length - t)) - 1);
-    if (t < first) seen &= (__mmask16)(0xffffu << (first - t));
-    v = _mm512_mask_blend_ps(seen, low, v);
-    highest = _mm512_max_ps(highest, v);
-    _mm512_storeu_ps(scores + t, v);
-  }
-  const __m512 peak = _mm512_set1_ps(_mm512_reduce_max_ps(highest));
+}
+
+constexpr float kMasked = -1e30f;
+
+// A query's scores of the tokens t to t + 15: scaled, capped, and masked outside of [first, length).
+inline __m512 shaped(const Shape& s, __m512 v, i64 t, i64 first, i64 length) {
+  v = _mm512_mul_ps(v, _mm512_set1_ps(s.scale));
+  if (s.softcap != 0.f)
+    v = _mm512_mul_ps(_mm512_set1_ps(s.softcap), tanh16(_mm512_mul_ps(v, _mm512_set1_ps(1.f / s.softcap))));
+  __mmask16 seen = t + kTokens <= length ? 0xffff : (__mmask16)((1u << (length - t)) - 1);
+  if (t < first) seen &= (__mmask16)(0xffffu << (first - t));
+  return _mm512_mask_blend_ps(seen, _mm512_set1_ps(kMasked), v);
+}
+
+// scores[first to length] become exp(score - highest); returns their sum, the softmax's denominator.
+inline float exponentials(float* scores, i64 first, i64 length, float highest) {
   __m512 sum = _mm512_setzero_ps();
   for (i64 t = first / kTokens * kTokens; t < length; t += kTokens) {
     // What is masked lies far below the peak; exp16 stops at -87, so it is cleared in so many words.
     const __m512 v = load(scores + t);
-    const __mmask16 seen = _mm512_cmp_ps_mask(v, low, _CMP_GT_OQ);
-    const __m512 e = _mm512_maskz_mov_ps(seen, exp16(_mm512_sub_ps(v, peak)));
+    const __mmask16 seen = _mm512_cmp_ps_mask(v, _mm512_set1_ps(kMasked), _CMP_GT_OQ);
+    const __m512 e = _mm512_maskz_mov_ps(seen, exp16(_mm512_sub_ps(v, _mm512_set1_ps(highest))));
     sum = _mm512_add_ps(sum, e);
     _mm512_storeu_ps(scores + t, e);
   }
   return _mm512_reduce_add_ps(sum);
+}
+
+// The exponentials of G queries that share a KV head, `stride` apart in `scores`, and their denominators.
+template <int G, class T>
+void score(const Cache<T>& c, const Shape& s, const T* query, i64 head, const int32_t* blocks, i64 first, i64 length,
+           float* scores, i64 stride, float* denominator) {
+  __m512 highest[G];
+  for (int g = 0; g < G; g++) highest[g] = _mm512_set1_ps(kMasked);
+  const auto keys_of = [&](i64 t) { return c.key_group(blocks[t / c.block_size], head, t % c.block_size); };
+  const auto keep_scores = [&](int g, i64 t, __m512 v) {
+    v = shaped(s, v, t, first, length);
+    highest[g] = _mm512_max_ps(highest[g], v);
+    _mm512_storeu_ps(scores + g * stride + t, v);
+  };
+  i64 t = first / kTokens * kTokens;
+  for (; t + kTokens < length; t += 2 * kTokens) {
+    const T* keys[2] = {keys_of(t), keys_of(t + kTokens)};
+    __m512 acc[G][2];
+    multiply_keys(c, query, keys, acc);
+    for (int g = 0; g < G; g++) keep_scores(g, t, acc[g][0]), keep_scores(g, t + kTokens, acc[g][1]);
+  }
+  if (t < length) {
+    const T* keys[1] = {keys_of(t)};
+    __m512 acc[G][1];
+    multiply_keys(c, query, keys, acc);
+    for (int g = 0; g < G; g++) keep_scores(g, t, acc[g][0]);
+  }
+  for (int g = 0; g < G; g++)
+    denominator[g] = exponentials(scores + g * stride, first, length, _mm512_reduce_max_ps(highest[g]));
 }
 
 // out[g][V * 16 columns] = sum over tokens of weight * value, for G queries that share a KV head.
@@ -138,13 +170,14 @@ template <class T> void attend_row(const Attention<T>& a, const Step& s, i64 row
     const int count = (int)std::min<i64>(kGroup, group - g);
     const i64 q = head * group + g;
     float denominator[kGroup];
-    for (int i = 0; i < count; i++)
-      denominator[i] = score(a.cache, a.shape, a.query + row * a.query_stride + (q + i) * a.cache.dim, head, blocks,
-                             first, length, scores + i * s.scores_stride);
+    const T* query = a.query + row * a.query_stride + q * a.cache.dim;
     T* out = a.out + (row * a.heads + q) * a.cache.dim;
     switch (count) {
-#define GROUP(n) \
-  case n: mix_columns<n, T>(a.cache, head, blocks, first, length, scores, s.scores_stride, denominator, out); break;
+#define GROUP(n)                                                                                                     \
+  case n:                                                                                                            \
+    score<n, T>(a.cache, a.shape, query, head, blocks, first, length, scores, s.scores_stride, denominator);         \
+    mix_columns<n, T>(a.cache, head, blocks, first, length, scores, s.scores_stride, denominator, out);              \
+    break;
       GROUP(1) GROUP(2) GROUP(3) GROUP(4)
 #undef GROUP
     }
