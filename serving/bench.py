@@ -154,7 +154,7 @@ async def _run_level(client: "_Client", places: int, bodies: list[bytes]) -> Lev
     seconds = time.perf_counter() - begun
     if not timings:
         raise BenchError(f"all {len(failures)} requests failed: {failures[0]}")
-    return _level(places, timings, len(failures), seconds, _difference(before, await client.phases()))
+    return _level(places, timings, len(failures), seconds, difference(before, await client.phases()))
 
 
 def _level(places: int, timings: list[Timing], failed: int, seconds: float, phases: "Phases") -> Level:
@@ -191,7 +191,8 @@ class Phases:
     seconds: dict[str, float]
 
 
-def _difference(before: Phases, after: Phases) -> Phases:
+def difference(before: Phases, after: Phases) -> Phases:
+    """What was spent in between."""
     seconds = {phase: value - before.seconds.get(phase, 0.0) for phase, value in after.seconds.items()}
     return Phases(after.steps - before.steps, seconds)
 

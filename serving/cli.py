@@ -170,6 +170,7 @@ def bench(
     output_tokens: Annotated[int, typer.Option(min=1, help="Length of each answer.")] = 64,
     requests: Annotated[int | None, typer.Option(min=1, help="Requests per level; three a place if not given.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Measure growth instead, and draw it into this file.")] = None,
     api_key: ApiKey = None,
 ) -> None:
     """Measure a running server: random prompts of one length, answers of one length."""
@@ -185,6 +186,11 @@ def bench(
     except ValueError as error:
         raise typer.BadParameter(f"--concurrency {concurrency}: expected numbers such as 1,8,32") from error
     name = model or _get(url, "/v1/models", api_key)["data"][0]["id"]
+    if plot is not None:
+        from serving.growth import draw, run_growth
+
+        draw(asyncio.run(run_growth(url, name, api_key=api_key)), plot)
+        return
     measuring = run_bench(url, name, levels, prompt_tokens, output_tokens, requests_per_level=requests, api_key=api_key)
     report = asyncio.run(measuring)
     if as_json:

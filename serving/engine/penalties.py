@@ -8,6 +8,12 @@ from torch import Tensor
 from serving.messages import Sampling
 
 
+def adjusts(sampling: Sampling, outputs: int) -> bool:
+    """Whether `adjust` would change anything for a row that has drawn so many tokens."""
+    penalised = sampling.presence_penalty != 0.0 or sampling.frequency_penalty != 0.0
+    return bool(sampling.logit_bias or sampling.repetition_penalty != 1.0 or penalised or outputs < sampling.min_tokens)
+
+
 def adjust(
     row: Tensor, sampling: Sampling, tokens: Sequence[int], prompt_len: int, first_id: int, eos_ids: frozenset[int]
 ) -> None:

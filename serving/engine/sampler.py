@@ -14,7 +14,7 @@ from torch import Tensor
 
 from serving.engine.collectives import Collectives
 from serving.engine.noise import gumbel
-from serving.engine.penalties import adjust
+from serving.engine.penalties import adjust, adjusts
 from serving.messages import Sampling, TokenLogprobs
 
 CANDIDATES = 256
@@ -55,7 +55,8 @@ class Sampler:
         wanted = [i for i, row in enumerate(rows) if row.sampling.logprobs >= 0]
         raw = logits[wanted].clone() if wanted else None
         for i, row in enumerate(rows):
-            adjust(logits[i], row.sampling, row.tokens, row.prompt_len, self._start, self._eos_ids)
+            if adjusts(row.sampling, len(row.tokens) - row.prompt_len):
+                adjust(logits[i], row.sampling, row.tokens, row.prompt_len, self._start, self._eos_ids)
         self._shape(logits, rows)
         tokens = self._arg_max(logits)
         if raw is None:

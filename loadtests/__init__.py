@@ -1,0 +1,1 @@
+"""Load, and comparisons under load, from outside: nothing here imports the server."""
