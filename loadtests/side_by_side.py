@@ -57,13 +57,13 @@ class Target:
     model: str
 
 
-def load(vllm: Path, target: Target, tokenizer: Path, case: Case) -> dict[str, float]:
+def load(vllm: Path, target: Target, tokenizer: Path, case: Case, seed: int) -> dict[str, float]:
     """What the client measured. Raises `RuntimeError` unless every request succeeded."""
     command = [vllm / "bin" / "vllm", "bench", "serve", "--backend", "openai", "--base-url", target.url]
     command += ["--model", target.model, "--tokenizer", tokenizer, "--dataset-name", "random"]
     command += ["--random-input-len", case.tokens_in, "--random-output-len", case.tokens_out]
     command += ["--random-prefix-len", case.prefix, "--num-prompts", case.prompts]
-    command += ["--max-concurrency", case.concurrency, "--ignore-eos", "--seed", 1, "--temperature", 0]
+    command += ["--max-concurrency", case.concurrency, "--ignore-eos", "--seed", seed, "--temperature", 0]
     done = subprocess.run(list(map(str, command)), env=os.environ | OFFLINE, capture_output=True, text=True, check=True)
     if not re.search(rf"Successful requests:\s+{case.prompts}\s", done.stdout):
         raise RuntimeError(f"{target.url}: {done.stdout}")
@@ -117,21 +117,21 @@ def compare(asked: argparse.Namespace) -> None:
     cases = [Case.parse(text) for text in asked.cases]
     results: dict[tuple[str, Case], list[dict[str, float]]] = {}
 
-    def measure(name: str, target: Target) -> None:
+    def measure(name: str, target: Target, seed: int) -> None:
         for case in cases:
-            figures = load(asked.vllm, target, asked.model, case)
+            figures = load(asked.vllm, target, asked.model, case, seed)
             results.setdefault((name, case), []).append(figures)
             print(f"{name:8s} {case}: ", ", ".join(f"{key} {value:g}" for key, value in figures.items()), flush=True)
 
     command, environment = peer(asked)
     with running(command, "http://127.0.0.1:8200/health", environment) as (group, seconds):
         print(f"vLLM     ready after {seconds:.1f} s", flush=True)
-        for _ in range(asked.rounds):
-            measure("vLLM", Target("http://127.0.0.1:8200", "m"))
+        for seed in range(asked.rounds):  # prompts of their own each round, or vLLM would have them in its cache
+            measure("vLLM", Target("http://127.0.0.1:8200", "m"), seed)
             os.killpg(group, signal.SIGSTOP)
             with running(ours(asked), "http://127.0.0.1:8300/readyz", {}) as (_own, own_seconds):
                 print(f"Gangway  ready after {own_seconds:.1f} s", flush=True)
-                measure("Gangway", Target("http://127.0.0.1:8300", "m"))
+                measure("Gangway", Target("http://127.0.0.1:8300", "m"), seed)
             os.killpg(group, signal.SIGCONT)
     print(f"\nmedians of {asked.rounds} rounds, output tokens/s:")
     for case in cases:
