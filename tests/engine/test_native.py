@@ -124,16 +124,3 @@ def test_attention_over_blocks_equals_attention_written_out(
     whole = run(slice(None))
     close(whole, torch.cat(truth).flatten(1))
     assert torch.equal(run(slice(-1, None)), whole[-1:]), "a row does not depend on its batch"
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_a_rotation_turns_the_first_elements_by_halves(dtype: torch.dtype) -> None:
-    torch.manual_seed(5)
-    x, angle = torch.randn(4, 2 * 64).to(dtype), torch.rand(4, 16)
-    turned = x.clone()
-    ops.rotate(turned, 2, 64, angle.cos().contiguous(), angle.sin().contiguous())
-    truth = x.float().view(4, 2, 64).clone()
-    a, b = truth[..., :16].clone(), truth[..., 16:32].clone()
-    truth[..., :16] = a * angle.cos()[:, None] - b * angle.sin()[:, None]
-    truth[..., 16:32] = b * angle.cos()[:, None] + a * angle.sin()[:, None]
-    close(turned, truth.flatten(1))

@@ -33,12 +33,6 @@ void gw_rms_norm(int is_bf16, const void* x, const void* weight, void* y, i64 ro
   typed(is_bf16, [&](auto* t) { rms_norm((const T*)x, (const T*)weight, (T*)y, rows, width, eps, offset); });
 }
 
-// cos, sin: float [rows][rotary / 2].
-void gw_rotate(int is_bf16, void* x, i64 stride, i64 rows, i64 heads, i64 dim, i64 rotary, const float* cos,
-               const float* sin) {
-  typed(is_bf16, [&](auto* t) { rotate((T*)x, stride, rows, heads, dim, rotary, cos, sin); });
-}
-
 void gw_keep(int is_bf16, void* keys, void* values, i64 block_size, i64 kv_heads, i64 dim, const Step* step,
              const void* key, i64 key_stride, const void* value, i64 value_stride) {
   typed(is_bf16, [&](auto* t) {
@@ -55,7 +49,7 @@ void gw_attend(int is_bf16, void* keys, void* values, i64 block_size, i64 kv_hea
   });
 }
 
-// x: [rows][hidden], changed in place. room: rows * (2 * hidden + (2 * heads + 2 * kv_heads) * dim + inner) elements.
+// x: [rows][hidden], changed in place. cos, sin: float [rows][rotary / 2]. room: rows * (2 * hidden + (2 * heads + 2 * kv_heads) * dim + inner) elements.
 // Returns 0, or what `add` returned when it failed: x is spoilt then.
 i64 gw_layer(int is_bf16, const Layer* layer, const Step* step, void* x, const float* cos, const float* sin, i64 rotary,
              void* room, int64_t (*add)(void*, int, void*, i64), void* group) {

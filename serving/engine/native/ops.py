@@ -37,7 +37,6 @@ _P, _I, _L, _F = c_void_p, c_int, c_int64, c_float
 _pack = bind("gw_pack", _I, _P, _L, _L, _P)
 _product = bind("gw_product", _I, _P, _L, _L, _L, _P, _L, _P, _P, _L, _I, _I)
 _norm = bind("gw_rms_norm", _I, _P, _P, _P, _L, _L, _F, _F)
-_rotate = bind("gw_rotate", _I, _P, _L, _L, _L, _L, _L, _P, _P)
 _keep = bind("gw_keep", _I, _P, _P, _L, _L, _L, _P, _P, _L, _P, _L)
 _attend = bind("gw_attend", _I, _P, _P, _L, _L, _L, _P, _F, _F, _L, _P, _L, _L, _P)
 
@@ -104,21 +103,6 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tens
     y = torch.empty_like(x)
     _norm(is_bf16(x), x.data_ptr(), weight.data_ptr(), y.data_ptr(), x.numel() // x.shape[-1], x.shape[-1], eps, offset)
     return y
-
-
-def rotate(x: Tensor, heads: int, dim: int, cos: Tensor, sin: Tensor) -> None:
-    """Rotary embedding by halves, in place.
-
-    Args:
-        x: [T, >= heads * dim], rows may be apart.
-        heads: rotated in each row, from the first on.
-        dim: of a head.
-        cos: float32 [T, r / 2]: the first r elements of each head are rotated.
-        sin: as `cos`.
-    """
-    _rotate(
-        is_bf16(x), x.data_ptr(), x.stride(0), x.shape[0], heads, dim, 2 * cos.shape[1], cos.data_ptr(), sin.data_ptr()
-    )
 
 
 class LayerCache(NamedTuple):
