@@ -19,7 +19,6 @@ from serving.messages import (
     EngineStats,
     Pulse,
     StepOutput,
-    StepPlan,
     Submit,
     ToEngine,
     ToGateway,
@@ -54,6 +53,7 @@ class Outbox:
         self._dropped: set[bytes] = set()
         """Gateways that are to connect anew; one that does has a new name here."""
         self._steps = 0
+        """Plans that computed something."""
         self._broadcast_bytes = 0
 
     def take(self, arrivals: Sequence[tuple[bytes, ToEngine]]) -> None:
@@ -79,9 +79,9 @@ class Outbox:
         if ended is not None:
             self._send(peer, self._output([ended]))
 
-    def emit(self, plan: StepPlan, results: Mapping[Hashable, list[Delta]]) -> None:
+    def emit(self, results: Mapping[Hashable, list[Delta]]) -> None:
         """One message to each gateway with all that the step did to its requests."""
-        self._steps = plan.number
+        self._steps += 1
         for peer, deltas in results.items():
             assert isinstance(peer, bytes)
             self._send(peer, self._output(deltas))
