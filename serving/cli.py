@@ -187,8 +187,11 @@ def bench(
         raise typer.BadParameter(f"--concurrency {concurrency}: expected numbers such as 1,8,32") from error
     name = model or _get(url, "/v1/models", api_key)["data"][0]["id"]
     if plot is not None:
-        from serving.growth import draw, run_growth
-
+        try:
+            from serving.growth import check_picture, draw, run_growth
+        except ImportError as error:
+            raise OperatorError(f"a plot needs matplotlib, pip install 'gangway[plot]': {error}") from error
+        check_picture(plot)
         draw(asyncio.run(run_growth(url, name, api_key=api_key)), plot)
         return
     measuring = run_bench(url, name, levels, prompt_tokens, output_tokens, requests_per_level=requests, api_key=api_key)

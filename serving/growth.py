@@ -6,12 +6,12 @@ step that is not computing: planning it, telling it to the followers, handing ou
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+from matplotlib.figure import Figure
 
 from serving.bench import BenchError, Phases, difference, parse_phases, run_bench
 from serving.errors import OperatorError
@@ -128,28 +128,32 @@ async def _grow(
     return Growth(grown_streams, grown_contexts, sorted(queue, key=lambda point: point.x))
 
 
-def draw(growth: Growth, path: Path) -> None:
-    """Write a picture, of the kind that the file's name says. Raises `OperatorError` where matplotlib is missing."""
-    with suppress(ImportError):
-        import matplotlib.pyplot as plt
+def check_picture(path: Path) -> None:
+    """Raise `OperatorError` when no picture can be written there: before minutes are spent on measuring."""
+    kinds = Figure().canvas.get_supported_filetypes()
+    if path.suffix.removeprefix(".") not in kinds:
+        raise OperatorError(f"{path}: no picture has such a name; these are: {', '.join(sorted(kinds))}")
+    if not path.parent.is_dir():
+        raise OperatorError(f"{path.parent} is not a folder")
 
-        figure, axes = plt.subplots(2, 3, figsize=(12, 6), sharey="row", layout="constrained")
-        panels = (
-            (growth.streams, "concurrent streams (128 tokens of context)"),
-            (growth.contexts, "tokens of context (8 streams)"),
-            (growth.queue, "requests in the queue (64 computed at a time)"),
-        )
-        for column, (points, label) in zip(axes.T, panels, strict=True):
-            x = [point.x for point in points]
-            column[0].plot(x, [point.control_ms for point in points], "o-")
-            column[1].plot(x, [point.rss_mib for point in points], "o-")
-            column[1].set_xlabel(label)
-        axes[0, 0].set_ylabel("control of a step, ms")
-        axes[1, 0].set_ylabel("memory of a rank, MiB")
-        for axis in axes.flat:
-            axis.set_ylim(bottom=0)
-            axis.grid(alpha=0.3)
-        figure.savefig(path)
-        plt.close(figure)
-        return
-    raise OperatorError("a plot needs matplotlib: pip install 'gangway[plot]'")
+
+def draw(growth: Growth, path: Path) -> None:
+    """Write a picture, of the kind that the file's name says."""
+    figure = Figure(figsize=(12, 6), layout="constrained")
+    axes = figure.subplots(2, 3, sharey="row")
+    panels = (
+        (growth.streams, "concurrent streams (128 tokens of context)"),
+        (growth.contexts, "tokens of context (8 streams)"),
+        (growth.queue, "requests in the queue (64 computed at a time)"),
+    )
+    for column, (points, label) in zip(axes.T, panels, strict=True):
+        x = [point.x for point in points]
+        column[0].plot(x, [point.control_ms for point in points], "o-")
+        column[1].plot(x, [point.rss_mib for point in points], "o-")
+        column[1].set_xlabel(label)
+    axes[0, 0].set_ylabel("control of a step, ms")
+    axes[1, 0].set_ylabel("memory of a rank, MiB")
+    for axis in axes.flat:
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+    figure.savefig(path)

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from serving.bench import BenchError
-from serving.growth import Growth, Point, draw, run_growth
+from serving.errors import OperatorError
+from serving.growth import Growth, Point, check_picture, draw, run_growth
 from tests.api.conftest import Server
 
 
@@ -26,3 +27,11 @@ def test_the_picture_is_of_the_kind_that_its_name_says(tmp_path: Path) -> None:
     points = [Point(1, 0.5, 100.0), Point(64, 0.9, 110.0)]
     draw(Growth(points, points, points), tmp_path / "growth.svg")
     assert "<svg" in (tmp_path / "growth.svg").read_text()
+
+
+def test_a_picture_that_cannot_be_written_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    check_picture(tmp_path / "growth.png")
+    with pytest.raises(OperatorError, match="svg"):
+        check_picture(tmp_path / "growth.doc")
+    with pytest.raises(OperatorError, match="not a folder"):
+        check_picture(tmp_path / "nowhere" / "growth.svg")

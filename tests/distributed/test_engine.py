@@ -68,6 +68,10 @@ def test_a_batch_of_all_kinds_answers_as_each_alone(pool: RankPool, tiny: Path, 
     assert run(pool, tiny, {0: [request(i) for i in range(20)]})["tokens"] == alone
 
 
+def test_several_threads_of_a_rank_change_nothing(ranks2: RankPool, tiny: Path, alone: dict[str, list[int]]) -> None:
+    assert run(ranks2, tiny, {0: [request(i) for i in range(20)]}, parallel={"cpus_per_rank": 2})["tokens"] == alone
+
+
 def test_arrival_order_and_chunk_size_change_nothing(ranks2: RankPool, tiny: Path, alone: dict[str, list[int]]) -> None:
     script: Script = {3 * i: [request(19 - i)] for i in range(20)}
     settings = {"max_batched_tokens": 16, "max_running": 7, "kv_cache_gib": 0.01}
