@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from cluster.values import AbsolutePath, Key, LabelValue, Namespace, ObjectName, Quantity, Version
-from serving.config import Section
+from serving.settings import Section
 
 
 class Toleration(Section):

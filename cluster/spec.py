@@ -28,8 +28,9 @@ from cluster.settings import (
     TimeoutsConfig,
 )
 from cluster.values import Namespace, VariableName
-from serving.config import Config, Section, explain, load_config, override_all, read_yaml
+from serving.config import Config, load_config
 from serving.errors import ConfigError
+from serving.settings import Section, explain, override_all, read_yaml
 
 CONFIG_FOLDER = PurePosixPath("/etc/gangway")
 CONFIG_FILE = CONFIG_FOLDER / "serving.yaml"
