@@ -1,10 +1,12 @@
-// A paged cache of one layer, and the attention of single tokens over it.
+// A paged cache of one layer, and the attention of tokens over it.
 
 #pragma once
 
 #ifdef _OPENMP
 #include <omp.h>
 #endif
+
+#include <vector>
 
 #include "vector.h"
 
@@ -20,7 +22,7 @@ struct Step {
   const int32_t* tables;       // block tables, table_stride apart
   i64 table_stride;
   const int32_t* table_of;     // which table each row uses
-  float* scores;               // [threads][4][scores_stride], a multiple of 16 and at least the longest length
+  float* scores;               // [threads][kQueries][scores_stride], a multiple of 16 and at least the longest length
   i64 scores_stride;
   i64 threads;
 };
@@ -55,35 +57,50 @@ template <class T> void keep(const Cache<T>& c, const Step& s, const T* key, i64
 
 struct Shape { float scale; float softcap; i64 window; };  // softcap 0 and window 0: none
 
-// Products of G queries with 16 tokens each of N groups of keys: a key is loaded once for all queries.
-template <int G, int N, class T>
-inline void multiply_keys(const Cache<T>& c, const T* query, const T* const (&keys)[N], __m512 (&acc)[G][N]) {
+constexpr int kQueries = 6;  // computed together: 6 x 4 accumulators of 32 registers
+
+// Queries of one sequence that share a KV head: heads of a row, of several rows where these follow one another. A key
+// or value is loaded once for all of them. What a query does not see has the weight 0, so that its result is the same
+// to the bit whoever it is computed with.
+template <class T> struct Queries {
+  const T* query[kQueries]; T* out[kQueries];
+  i64 first[kQueries], length[kQueries];  // each sees the tokens [first, length)
+  i64 begin, end;                         // what any of them sees
+  const int32_t* blocks; i64 head;
+  float* scores; i64 stride;              // room for the scores of each, `stride` apart
+};
+
+// Products of Q queries with 16 tokens each of N groups of keys.
+template <int Q, int N, class T>
+inline void multiply_keys(i64 dim, const Queries<T>& qs, const T* const (&keys)[N], __m512 (&acc)[Q][N]) {
   constexpr int pair = kPair<T>;
-  for (int g = 0; g < G; g++)
-    for (int n = 0; n < N; n++) acc[g][n] = _mm512_setzero_ps();
-  for (i64 d = 0; d < c.dim; d += pair)
+  for (int q = 0; q < Q; q++)
+    for (int n = 0; n < N; n++) acc[q][n] = _mm512_setzero_ps();
+  for (i64 d = 0; d < dim; d += pair)
     for (int n = 0; n < N; n++) {
       const auto key = load_weights(keys[n] + d * kTokens);
-      for (int g = 0; g < G; g++) acc[g][n] = multiply_add(acc[g][n], query + g * c.dim + d, key);
+      for (int q = 0; q < Q; q++) acc[q][n] = multiply_add(acc[q][n], qs.query[q] + d, key);
     }
 }
 
 constexpr float kMasked = -1e30f;
+
+// Bits n to 15, for any n.
+inline __mmask16 from_bit(i64 n) { return n <= 0 ? 0xffff : n >= kTokens ? 0 : (__mmask16)(0xffffu << n); }
 
 // A query's scores of the tokens t to t + 15: scaled, capped, and masked outside of [first, length).
 inline __m512 shaped(const Shape& s, __m512 v, i64 t, i64 first, i64 length) {
   v = _mm512_mul_ps(v, _mm512_set1_ps(s.scale));
   if (s.softcap != 0.f)
     v = _mm512_mul_ps(_mm512_set1_ps(s.softcap), tanh16(_mm512_mul_ps(v, _mm512_set1_ps(1.f / s.softcap))));
-  __mmask16 seen = t + kTokens <= length ? 0xffff : (__mmask16)((1u << (length - t)) - 1);
-  if (t < first) seen &= (__mmask16)(0xffffu << (first - t));
+  const __mmask16 seen = from_bit(first - t) & ~from_bit(length - t);
   return _mm512_mask_blend_ps(seen, _mm512_set1_ps(kMasked), v);
 }
 
-// scores[first to length] become exp(score - highest); returns their sum, the softmax's denominator.
-inline float exponentials(float* scores, i64 first, i64 length, float highest) {
+// scores[begin to end] become exp(score - highest); returns their sum, the softmax's denominator.
+inline float exponentials(float* scores, i64 begin, i64 end, float highest) {
   __m512 sum = _mm512_setzero_ps();
-  for (i64 t = first / kTokens * kTokens; t < length; t += kTokens) {
+  for (i64 t = begin / kTokens * kTokens; t < end; t += kTokens) {
     // What is masked lies far below the peak; exp16 stops at -87, so it is cleared in so many words.
     const __m512 v = load(scores + t);
     const __mmask16 seen = _mm512_cmp_ps_mask(v, _mm512_set1_ps(kMasked), _CMP_GT_OQ);
@@ -94,64 +111,60 @@ inline float exponentials(float* scores, i64 first, i64 length, float highest) {
   return _mm512_reduce_add_ps(sum);
 }
 
-// The exponentials of G queries that share a KV head, `stride` apart in `scores`, and their denominators.
-template <int G, class T>
-void score(const Cache<T>& c, const Shape& s, const T* query, i64 head, const int32_t* blocks, i64 first, i64 length,
-           float* scores, i64 stride, float* denominator) {
-  __m512 highest[G];
-  for (int g = 0; g < G; g++) highest[g] = _mm512_set1_ps(kMasked);
-  const auto keys_of = [&](i64 t) { return c.key_group(blocks[t / c.block_size], head, t % c.block_size); };
-  const auto keep_scores = [&](int g, i64 t, __m512 v) {
-    v = shaped(s, v, t, first, length);
-    highest[g] = _mm512_max_ps(highest[g], v);
-    _mm512_storeu_ps(scores + g * stride + t, v);
+// The exponentials of Q queries and their denominators.
+template <int Q, class T>
+void score(const Cache<T>& c, const Shape& s, const Queries<T>& qs, float* denominator) {
+  __m512 highest[Q];
+  for (int q = 0; q < Q; q++) highest[q] = _mm512_set1_ps(kMasked);
+  const auto keys_of = [&](i64 t) { return c.key_group(qs.blocks[t / c.block_size], qs.head, t % c.block_size); };
+  const auto keep_scores = [&](int q, i64 t, __m512 v) {
+    v = shaped(s, v, t, qs.first[q], qs.length[q]);
+    highest[q] = _mm512_max_ps(highest[q], v);
+    _mm512_storeu_ps(qs.scores + q * qs.stride + t, v);
   };
-  i64 t = first / kTokens * kTokens;
-  for (; t + kTokens < length; t += 2 * kTokens) {
+  i64 t = qs.begin / kTokens * kTokens;
+  for (; t + kTokens < qs.end; t += 2 * kTokens) {
     const T* keys[2] = {keys_of(t), keys_of(t + kTokens)};
-    __m512 acc[G][2];
-    multiply_keys(c, query, keys, acc);
-    for (int g = 0; g < G; g++) keep_scores(g, t, acc[g][0]), keep_scores(g, t + kTokens, acc[g][1]);
+    __m512 acc[Q][2];
+    multiply_keys(c.dim, qs, keys, acc);
+    for (int q = 0; q < Q; q++) keep_scores(q, t, acc[q][0]), keep_scores(q, t + kTokens, acc[q][1]);
   }
-  if (t < length) {
+  if (t < qs.end) {
     const T* keys[1] = {keys_of(t)};
-    __m512 acc[G][1];
-    multiply_keys(c, query, keys, acc);
-    for (int g = 0; g < G; g++) keep_scores(g, t, acc[g][0]);
+    __m512 acc[Q][1];
+    multiply_keys(c.dim, qs, keys, acc);
+    for (int q = 0; q < Q; q++) keep_scores(q, t, acc[q][0]);
   }
-  for (int g = 0; g < G; g++)
-    denominator[g] = exponentials(scores + g * stride, first, length, _mm512_reduce_max_ps(highest[g]));
+  for (int q = 0; q < Q; q++)
+    denominator[q] = exponentials(qs.scores + q * qs.stride, qs.begin, qs.end, _mm512_reduce_max_ps(highest[q]));
 }
 
-// out[g][V * 16 columns] = sum over tokens of weight * value, for G queries that share a KV head.
-template <int G, int V, class T>
-void mix(const Cache<T>& c, i64 head, const int32_t* blocks, i64 first, i64 length, i64 column, const float* scores,
-         i64 stride, const float* denominator, T* out) {
-  __m512 acc[G][V];
-  for (int g = 0; g < G; g++)
-    for (int v = 0; v < V; v++) acc[g][v] = _mm512_setzero_ps();
-  for (i64 t = first; t < length; t++) {
-    const T* value = c.value(blocks[t / c.block_size], head, t % c.block_size) + column;
+// out[q][V * 16 columns] = sum over tokens of weight * value.
+template <int Q, int V, class T>
+void mix(const Cache<T>& c, const Queries<T>& qs, i64 column, const float* denominator) {
+  __m512 acc[Q][V];
+  for (int q = 0; q < Q; q++)
+    for (int v = 0; v < V; v++) acc[q][v] = _mm512_setzero_ps();
+  for (i64 t = qs.begin; t < qs.end; t++) {
+    const T* value = c.value(qs.blocks[t / c.block_size], qs.head, t % c.block_size) + column;
     __m512 row[V];
     for (int v = 0; v < V; v++) row[v] = load(value + v * 16);
-    for (int g = 0; g < G; g++) {
-      const __m512 weight = _mm512_set1_ps(scores[g * stride + t]);
-      for (int v = 0; v < V; v++) acc[g][v] = _mm512_fmadd_ps(weight, row[v], acc[g][v]);
+    for (int q = 0; q < Q; q++) {
+      const __m512 weight = _mm512_set1_ps(qs.scores[q * qs.stride + t]);
+      for (int v = 0; v < V; v++) acc[q][v] = _mm512_fmadd_ps(weight, row[v], acc[q][v]);
     }
   }
-  for (int g = 0; g < G; g++)
+  for (int q = 0; q < Q; q++)
     for (int v = 0; v < V; v++)
-      store(out + g * c.dim + column + v * 16, _mm512_mul_ps(acc[g][v], _mm512_set1_ps(1.f / denominator[g])));
+      store(qs.out[q] + column + v * 16, _mm512_mul_ps(acc[q][v], _mm512_set1_ps(1.f / denominator[q])));
 }
 
-template <int G, class T>
-void mix_columns(const Cache<T>& c, i64 head, const int32_t* blocks, i64 first, i64 length, const float* scores,
-                 i64 stride, const float* denominator, T* out) {
+template <int Q, class T> void attend_queries(const Cache<T>& c, const Shape& s, const Queries<T>& qs) {
+  float denominator[Q];
+  score<Q, T>(c, s, qs, denominator);
   i64 column = 0;
-  for (; column + 64 <= c.dim; column += 64)
-    mix<G, 4, T>(c, head, blocks, first, length, column, scores, stride, denominator, out);
-  for (; column < c.dim; column += 16)
-    mix<G, 1, T>(c, head, blocks, first, length, column, scores, stride, denominator, out);
+  for (; column + 64 <= c.dim; column += 64) mix<Q, 4, T>(c, qs, column, denominator);
+  for (; column < c.dim; column += 16) mix<Q, 1, T>(c, qs, column, denominator);
 }
 
 template <class T> struct Attention {
@@ -161,38 +174,53 @@ template <class T> struct Attention {
   T* out;                                 // [rows][heads][D]
 };
 
-template <class T> void attend_row(const Attention<T>& a, const Step& s, i64 row, i64 head, float* scores) {
-  constexpr int kGroup = 4;
-  const i64 group = a.heads / a.cache.kv_heads, length = s.positions[row] + 1;
-  const i64 first = a.shape.window > 0 ? std::max<i64>(0, length - a.shape.window) : 0;
-  const int32_t* blocks = s.tables + s.table_of[row] * s.table_stride;
-  for (i64 g = 0; g < group; g += kGroup) {
-    const int count = (int)std::min<i64>(kGroup, group - g);
-    const i64 q = head * group + g;
-    float denominator[kGroup];
-    const T* query = a.query + row * a.query_stride + q * a.cache.dim;
-    T* out = a.out + (row * a.heads + q) * a.cache.dim;
-    switch (count) {
-#define GROUP(n)                                                                                                     \
-  case n:                                                                                                            \
-    score<n, T>(a.cache, a.shape, query, head, blocks, first, length, scores, s.scores_stride, denominator);         \
-    mix_columns<n, T>(a.cache, head, blocks, first, length, scores, s.scores_stride, denominator, out);              \
-    break;
-      GROUP(1) GROUP(2) GROUP(3) GROUP(4)
-#undef GROUP
+// Rows [row, row + rows) of one sequence, and `count` query heads from head `q` on, that share the KV head `head`.
+template <class T>
+void attend_tile(const Attention<T>& a, const Step& s, i64 row, i64 rows, i64 head, i64 q, i64 count, float* scores) {
+  Queries<T> qs;
+  int n = 0;
+  for (i64 r = row; r < row + rows; r++)
+    for (i64 h = q; h < q + count; h++, n++) {
+      qs.query[n] = a.query + r * a.query_stride + h * a.cache.dim;
+      qs.out[n] = a.out + (r * a.heads + h) * a.cache.dim;
+      qs.length[n] = s.positions[r] + 1;
+      qs.first[n] = a.shape.window > 0 ? std::max<i64>(0, qs.length[n] - a.shape.window) : 0;
     }
+  qs.begin = qs.first[0], qs.end = qs.length[n - 1];
+  qs.blocks = s.tables + s.table_of[row] * s.table_stride, qs.head = head;
+  qs.scores = scores, qs.stride = s.scores_stride;
+  switch (n) {
+#define QUERIES(n) case n: attend_queries<n, T>(a.cache, a.shape, qs); break;
+    QUERIES(1) QUERIES(2) QUERIES(3) QUERIES(4) QUERIES(5) QUERIES(6)
+#undef QUERIES
   }
 }
 
+// Rows from `row` on that can be computed together: of one sequence, one position after the other.
+inline i64 rows_together(const Step& s, i64 row, i64 most) {
+  i64 rows = 1;
+  while (rows < most && row + rows < s.rows && s.table_of[row + rows] == s.table_of[row] &&
+         s.positions[row + rows] == s.positions[row] + rows)
+    rows++;
+  return rows;
+}
+
 template <class T> void attend(const Attention<T>& a, const Step& s) {
+  const i64 kv_heads = a.cache.kv_heads, group = a.heads / kv_heads;
+  const i64 parts = (group + kQueries - 1) / kQueries, most = std::max<i64>(1, kQueries / group);
+  std::vector<i64> starts;
+  for (i64 row = 0; row < s.rows; row += rows_together(s, row, most)) starts.push_back(row);
+  starts.push_back(s.rows);
 #pragma omp parallel for schedule(dynamic, 4) num_threads(s.threads) if (s.threads > 1)
-  for (i64 i = 0; i < s.rows * a.cache.kv_heads; i++) {
+  for (i64 i = 0; i < (i64)(starts.size() - 1) * kv_heads * parts; i++) {
 #ifdef _OPENMP
-    float* mine = s.scores + (s.threads > 1 ? omp_get_thread_num() : 0) * 4 * s.scores_stride;
+    float* mine = s.scores + (s.threads > 1 ? omp_get_thread_num() : 0) * kQueries * s.scores_stride;
 #else
     float* mine = s.scores;
 #endif
-    attend_row(a, s, i / a.cache.kv_heads, i % a.cache.kv_heads, mine);
+    const i64 tile = i / (kv_heads * parts), head = i / parts % kv_heads, part = i % parts;
+    const i64 skipped = group * part / parts, count = group * (part + 1) / parts - skipped;
+    attend_tile(a, s, starts[tile], starts[tile + 1] - starts[tile], head, head * group + skipped, count, mine);
   }
 }
 

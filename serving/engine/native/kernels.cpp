@@ -49,15 +49,20 @@ void gw_attend(int is_bf16, void* keys, void* values, i64 block_size, i64 kv_hea
   });
 }
 
-// x: [rows][hidden], changed in place. cos, sin: float [rows][rotary / 2]. room: rows * (2 * hidden + (2 * heads + 2 * kv_heads) * dim + inner) elements.
+// x: [rows][hidden], changed in place by one layer after the other. rotations: the angles, by `Layer::rotation`. room:
+// rows * (2 * hidden + (2 * heads + 2 * kv_heads) * dim + inner) elements.
 // Returns 0, or what `add` returned when it failed: x is spoilt then.
-i64 gw_layer(int is_bf16, const Layer* layer, const Step* step, void* x, const float* cos, const float* sin, i64 rotary,
-             void* room, int64_t (*add)(void*, int, void*, i64), void* group) {
+i64 gw_layers(int is_bf16, const Layer* layers, i64 count, const Step* step, void* x, const Rotation* rotations,
+              void* room, int64_t (*add)(void*, int, void*, i64), void* group) {
   return typed(is_bf16, [&](auto* t) {
     const Group ranks{add, group};
-    const Room<T> rooms(*layer, step->rows, room);
-    const i64 failure = attention_block<T>(*layer, *step, ranks, {cos, sin, rotary}, rooms, (T*)x);
-    return failure ? failure : mlp_block<T>(*layer, *step, ranks, rooms, (T*)x);
+    for (const Layer* l = layers; l < layers + count; l++) {
+      const Room<T> rooms(*l, step->rows, room);
+      i64 failure = attention_block<T>(*l, *step, ranks, rotations[l->rotation], rooms, (T*)x);
+      if (!failure) failure = mlp_block<T>(*l, *step, ranks, rooms, (T*)x);
+      if (failure) return failure;
+    }
+    return (i64)0;
   });
 }
 

@@ -1,4 +1,4 @@
-// A decoder layer of the Llama kind as one call: between two products there is no Python, and nothing is allocated.
+// A decoder layer of the Llama kind: between two products there is no Python, and next to nothing is allocated.
 //
 //   x += attention(norm(x)), x += mlp(norm(x)), where each block's result is summed over the ranks
 
@@ -16,7 +16,7 @@ struct Layer {
   const void *out, *out_bias /* null */, *attention_norm /* null */;
   const void *mlp_norm, *gate_up, *down, *down_bias /* null */, *output_norm /* null */;
   void *keys, *values;
-  i64 hidden, heads, kv_heads, dim, inner, block_size, window, activation;
+  i64 hidden, heads, kv_heads, dim, inner, block_size, window, activation, rotation;
   float eps, norm_offset, residual, scale, softcap;  // residual: factor of what a block adds
 };
 
@@ -26,7 +26,7 @@ struct Group {
   void* group;
 };
 
-struct Rotation { const float *cos, *sin; i64 size; };
+struct Rotation { const float *cos, *sin; i64 size; };  // of each row: [rows][size / 2]
 
 // What a layer keeps between its products, for `rows` tokens.
 template <class T> struct Room {

@@ -1,10 +1,11 @@
-"""A whole decoder layer as one call into the kernels, where Hugging Face's code makes dozens.
+"""All decoder layers as one call into the kernels, where Hugging Face's code makes dozens for each.
 
 Only for classes named here, whose code was read: two blocks that are normed before and perhaps after, queries, keys and
 values from plain products, perhaps normed, rotated by halves; a gated MLP without bias in gate and up.
 """
 
 import ctypes
+from collections.abc import Sequence
 from ctypes import Structure, addressof, byref, c_float, c_int, c_int64, c_void_p
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -45,9 +46,9 @@ KINDS = {
 }
 
 _P, _L, _F = c_void_p, c_int64, c_float
-_run = ops.bind("gw_layer", c_int, _P, _P, _P, _P, _P, _L, _P, _P, _P)
-if _run is not None:
-    _run.restype = c_int64
+_compute = ops.bind("gw_layers", c_int, _P, _L, _P, _P, _P, _P, _P, _P)
+if _compute is not None:
+    _compute.restype = c_int64
 
 
 class Weights(Structure):
@@ -59,10 +60,16 @@ class Weights(Structure):
             "mlp_norm", "gate_up", "down", "down_bias", "output_norm", "keys", "values",
         )),
         *((name, _L) for name in (
-            "hidden", "heads", "kv_heads", "dim", "inner", "block_size", "window", "activation",
+            "hidden", "heads", "kv_heads", "dim", "inner", "block_size", "window", "activation", "rotation",
         )),
         *((name, _F) for name in ("eps", "norm_offset", "residual", "scale", "softcap")),
     )  # fmt: skip
+
+
+class Rotation(Structure):
+    """`Rotation` of `layer.h`."""
+
+    _fields_ = (("cos", _P), ("sin", _P), ("size", _L))
 
 
 class Attention(Protocol):
@@ -89,50 +96,92 @@ class Room:
 class FusedLayer(nn.Module):
     """One rank's share of a decoder layer. Its parameters are filled under these names; None: the layer has none."""
 
-    def __init__(self, original: Any, heads: int, kv_heads: int, dim: int, activation: int, room: Room) -> None:
+    def __init__(self, original: Any, heads: int, kv_heads: int, dim: int, activation: int) -> None:
         """`original`: the layer it stands for, its projections being `ShardedLinear`s; head counts are this rank's."""
         super().__init__()
         kind, attention, mlp = KINDS[type(original).__name__], original.self_attn, original.mlp
-        hidden, self.dtype = attention.q_proj.weight.shape[1], attention.q_proj.weight.dtype
+        hidden, dtype = attention.q_proj.weight.shape[1], attention.q_proj.weight.dtype
         width, inner = (heads + 2 * kv_heads) * dim, len(mlp.gate_proj.weight)
         self.input_norm = original.input_layernorm.weight
-        self.qkv = empty(ops.packed_shape(width, hidden, self.dtype), self.dtype)
-        self.qkv_bias = None if attention.q_proj.bias is None else empty((width,), self.dtype)
+        self.qkv = empty(ops.packed_shape(width, hidden, dtype), dtype)
+        self.qkv_bias = None if attention.q_proj.bias is None else empty((width,), dtype)
         self.query_norm = attention.q_norm.weight if hasattr(attention, "q_norm") else None
         self.key_norm = attention.k_norm.weight if hasattr(attention, "k_norm") else None
-        self.out = empty(ops.packed_shape(hidden, heads * dim, self.dtype), self.dtype)
+        self.out = empty(ops.packed_shape(hidden, heads * dim, dtype), dtype)
         self.out_bias = attention.o_proj.bias
         self.attention_norm = getattr(original, kind.attention_norm).weight if kind.attention_norm else None
         self.mlp_norm = getattr(original, kind.mlp_norm).weight
-        self.gate_up = empty(ops.packed_shape(2 * inner, hidden, self.dtype), self.dtype)
-        self.down = empty(ops.packed_shape(hidden, inner, self.dtype), self.dtype)
+        self.gate_up = empty(ops.packed_shape(2 * inner, hidden, dtype), dtype)
+        self.down = empty(ops.packed_shape(hidden, inner, dtype), dtype)
         self.down_bias = mlp.down_proj.bias
         self.output_norm = getattr(original, kind.output_norm).weight if kind.output_norm else None
         spec = _spec(attention)
         self.layer_idx: int = attention.layer_idx
         self.attend: Attention
+        self.own_sum = None if attention.o_proj.collectives is None else attention.o_proj.collectives.own
+        self.room_per_row = 2 * hidden + width + heads * dim + inner
+        """Elements that it keeps between its products for each token."""
         self._facts = {
             "hidden": hidden, "heads": heads, "kv_heads": kv_heads, "dim": dim, "inner": inner,
             "window": spec.sliding_window or 0, "softcap": spec.softcap or 0.0, "scale": spec.scale,
             "activation": activation, "residual": getattr(original, "residual_multiplier", 1.0),
             "eps": eps_of(original.input_layernorm), "norm_offset": RMS_NORMS[type(original.input_layernorm).__name__],
         }  # fmt: skip
-        self._per_row = 2 * hidden + width + heads * dim + inner
-        self._room = room
-        self._weights: Weights | None = None
-        self._sum = None if attention.o_proj.collectives is None else attention.o_proj.collectives.own
-        self._add, self._group = _entry(self._sum)
 
-    def forward(self, hidden_states: Tensor, *, position_embeddings: tuple[Tensor, Tensor], **_: Any) -> Tensor:
-        """[1, T, hidden], changed in place; `position_embeddings` are a `HalfRotary`'s. Raises `PeerLost`."""
-        step = self.attend.step
+    def laid_out(self, rotation: int) -> Weights:
+        """For the kernels, once all parameters are there and do not move any more."""
+        cache = self.attend.cache(self.layer_idx)
+        pointers = {name: parameter.data_ptr() for name, parameter in self.named_parameters()}
+        where = {"keys": cache.keys.data_ptr(), "values": cache.values.data_ptr(), "block_size": cache.block_size}
+        return Weights(**pointers, **where, **self._facts, rotation=rotation)
+
+
+class HalfRotary(nn.Module):
+    """Cosines and sines as the rotation kernel takes them, once a step: float32 [T, rotary / 2] each."""
+
+    def __init__(self, original: nn.Module) -> None:
+        super().__init__()
+        self.original = original
+        self.latest: dict[str | None, tuple[Tensor, Tensor]] = {}
+        """Of this step, by type of layer; None: the model has one type only."""
+
+    def forward(self, x: Tensor, position_ids: Tensor, layer_type: str | None = None) -> None:
+        """`x` tells the device only: angles stay float32, where Hugging Face rounds them to the model's format."""
+        kind = () if layer_type is None else (layer_type,)
+        cos, sin = self.original(x.new_empty(0, dtype=torch.float32), position_ids, *kind)
+        half = cos.shape[-1] // 2
+        self.latest[layer_type] = cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()
+
+
+class FusedLayers(nn.ModuleList):
+    """The `FusedLayer`s of a model, which Hugging Face's loop over a slice of them takes for a single one."""
+
+    def __init__(self, layers: Sequence[FusedLayer], rotary: HalfRotary, types: Sequence[str] | None) -> None:
+        """`types`: the kind of rotation of each layer, where the model has several."""
+        super().__init__(layers)
+        self._fused = list(layers)
+        self._rotary = (rotary,)  # in a tuple, or it would count as a submodule once more
+        self._kinds: list[str | None] = [None] if types is None else [*dict.fromkeys(types)]
+        self._kind_of = [0] * len(layers) if types is None else [self._kinds.index(kind) for kind in types]
+        self._room = Room(layers[0].qkv.dtype)
+        self._room_per_row = max(layer.room_per_row for layer in layers)
+        self._sum = layers[0].own_sum
+        self._add, self._group = _entry(self._sum)
+        self._weights: Any = None
+
+    def __getitem__(self, index: Any) -> Any:
+        return (self._run,) if isinstance(index, slice) else super().__getitem__(index)
+
+    def _run(self, hidden_states: Tensor, **_: Any) -> Tensor:
+        """[1, T, hidden], changed in place. Raises `PeerLost`."""
+        step = self._fused[0].attend.step
         assert step is not None, "begin() names the batch first"
         if self._weights is None:
-            self._weights = self._laid_out()
-        cos, sin = position_embeddings
-        failure = _run(
-            int(self.dtype is torch.bfloat16), byref(self._weights), byref(step), hidden_states.data_ptr(),
-            cos.data_ptr(), sin.data_ptr(), 2 * cos.shape[1], self._room.address(step.rows * self._per_row),
+            weights = [layer.laid_out(kind) for layer, kind in zip(self._fused, self._kind_of, strict=True)]
+            self._weights = (Weights * len(weights))(*weights)
+        failure = _compute(
+            int(hidden_states.dtype is torch.bfloat16), self._weights, len(self._weights), byref(step),
+            hidden_states.data_ptr(), self._rotations(), self._room.address(step.rows * self._room_per_row),
             self._add, self._group,
         )  # fmt: skip
         if failure:
@@ -140,26 +189,10 @@ class FusedLayer(nn.Module):
             raise self._sum.failure(failure)
         return hidden_states
 
-    def _laid_out(self) -> Weights:
-        """For the kernels, now that all parameters are there: they do not move any more."""
-        cache = self.attend.cache(self.layer_idx)
-        pointers = {name: parameter.data_ptr() for name, parameter in self.named_parameters()}
-        where = {"keys": cache.keys.data_ptr(), "values": cache.values.data_ptr(), "block_size": cache.block_size}
-        return Weights(**pointers, **where, **self._facts)
-
-
-class HalfRotary(nn.Module):
-    """Cosines and sines as the rotation kernel takes them, once a step for all layers: float32 [T, rotary / 2] each."""
-
-    def __init__(self, original: nn.Module) -> None:
-        super().__init__()
-        self.original = original
-
-    def forward(self, x: Tensor, position_ids: Tensor, *layer_type: str) -> tuple[Tensor, Tensor]:
-        """`x` tells the device only: angles stay float32, where Hugging Face rounds them to the model's format."""
-        cos, sin = self.original(x.new_empty(0, dtype=torch.float32), position_ids, *layer_type)
-        half = cos.shape[-1] // 2
-        return cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()
+    def _rotations(self) -> Any:
+        angles = [self._rotary[0].latest[kind] for kind in self._kinds]
+        rotations = [Rotation(cos.data_ptr(), sin.data_ptr(), 2 * cos.shape[1]) for cos, sin in angles]
+        return (Rotation * len(rotations))(*rotations)
 
 
 def fusable(layer: Any, hidden_act: str) -> bool:

@@ -13,6 +13,8 @@ PANEL = 32
 """Output rows of a packed panel."""
 LANES = 16
 """Widths and block sizes must be multiples of it."""
+QUERIES = 6
+"""Queries that the attention computes together."""
 
 NONE, SILU, GELU_TANH = 0, 1, 2
 """Activations of a gated product."""
@@ -175,5 +177,5 @@ def attend(cache: LayerCache, query: Tensor, heads: int, step: Step, spec: Atten
 
 
 def scratch_for(longest: int, threads: int) -> Tensor:
-    """Room for the scores of sequences up to `longest` tokens: float32 [threads, 4, longest rounded up to 16]."""
-    return torch.empty(threads, 4, -(-longest // LANES) * LANES, dtype=torch.float32)
+    """Room for the scores of sequences up to `longest` tokens: float32 [threads, QUERIES, longest rounded up to 16]."""
+    return torch.empty(threads, QUERIES, -(-longest // LANES) * LANES, dtype=torch.float32)

@@ -4,6 +4,7 @@ Hugging Face's layer code stays in between. What is not known to be the same is 
 its fast parts fast.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from serving.engine.linear import ShardedLinear
 from serving.engine.native import ops
-from serving.engine.native.layer import ACTIVATIONS, KINDS, FusedLayer, HalfRotary, Room, fusable
+from serving.engine.native.layer import ACTIVATIONS, KINDS, FusedLayer, FusedLayers, HalfRotary, fusable
 from serving.engine.native.packed import RMS_NORMS, NativeRMSNorm, PackedEmbedding, PackedHead, PackedLinear, eps_of
 from serving.engine.sharded_model import ShardedModel
 from serving.engine.weights import Plan, Prepared, TensorSlice
@@ -32,15 +33,21 @@ class Swap:
         self._threads = threads
         config = model.base.config
         self._act = str(getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", ""))
-        self._room = Room(model.dtype)
         self._fuses_layers = self._layers_are_fusable()
 
     def run(self) -> None:
         self._replace("base", self._model.base)
         if self._fuses_layers:
-            self._model.base.rotary_emb = HalfRotary(self._model.base.rotary_emb)
+            self._join_layers(self._model.base)
         if ops.packable(self._model.head.weight):
             self._swap_vocabulary()
+
+    def _join_layers(self, base: Any) -> None:
+        base.rotary_emb = HalfRotary(base.rotary_emb)
+        turns_by_type = "layer_type" in inspect.signature(base.rotary_emb.original.forward).parameters
+        base.layers = FusedLayers(
+            list(base.layers), base.rotary_emb, base.config.layer_types if turns_by_type else None
+        )
 
     def _layers_are_fusable(self) -> bool:
         """All layers or none, as they share the rotary embedding, which then speaks to the kernels."""
@@ -98,7 +105,7 @@ class Swap:
                 self._plan[f"{path}.{new}"] = self._plan.pop(old)
         model = self._model
         activation = ACTIVATIONS[self._act]
-        return FusedLayer(module, model.heads, model.kv_heads, model.head_dim, activation, self._room)
+        return FusedLayer(module, model.heads, model.kv_heads, model.head_dim, activation)
 
     def _swap_vocabulary(self) -> None:
         """Pack the head; a tied embedding goes on sharing its storage."""
