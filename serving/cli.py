@@ -89,9 +89,10 @@ def serve(
     ] = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print every setting and stop.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show the logs of all processes.")] = False,
+    log_json: Annotated[bool, typer.Option("--log-json", help="Log JSON, as observe.log_json=true does.")] = False,
 ) -> None:
     """Serve the model until Ctrl-C or SIGTERM."""
-    settings = load_config(config, overrides)
+    settings = load_config(config, [*overrides, *(["observe.log_json=true"] if log_json else [])])
     if print_config:
         typer.echo(dump_config(settings), nl=False)
         return
@@ -115,7 +116,7 @@ def _launch(config: Config, address: str | None, *, folder: Path | None, replace
 
     stopping, hurry = threading.Event(), threading.Event()
     session = ray_session(address, config, verbose=verbose, folder=folder)
-    with make_display(verbose=verbose) as display, session as embedded:
+    with make_display(verbose=verbose, as_json=config.observe.log_json) as display, session as embedded:
         _stop_on_signals(stopping, hurry)
         Launch(config, display, stopping, hurry, embedded=embedded, replace=replace).run()
 

@@ -161,7 +161,9 @@ class Service:
             self._idle.set()
         seconds = time.monotonic() - generation.accepted_at
         outcome = "cancelled" if cancelled else generation.outcome
-        log.info("request %s: %s after %.3f s", generation.request.id, outcome, seconds)
+        log.info(
+            "%s after %.3f s, %d tokens", outcome, seconds, sum(one.completion_tokens for one in generation.choices)
+        )
         for observer in self.observers:
             observer.ended(generation, outcome, seconds)
 
