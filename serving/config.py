@@ -145,6 +145,10 @@ class ObserveConfig(Section):
     log_json: bool = False
     """Log one JSON object a line, in every process of the group, for a log collector. Off: lines for people."""
 
+    otlp_endpoint: str | None = Field(default=None, pattern=r"^https?://[^/]")
+    """Collector that takes traces by OTLP over HTTP, such as http://localhost:4318; needs `gangway[trace]`. Not set:
+    nothing is traced, and OpenTelemetry is not imported."""
+
 
 class Config(Section):
     """The whole tree: one file, one reproducible run."""
