@@ -89,18 +89,22 @@ def serve(
     ] = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print every setting and stop.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show the logs of all processes.")] = False,
+    log_json: Annotated[bool, typer.Option("--log-json", help="Log JSON, as observe.log_json=true does.")] = False,
 ) -> None:
     """Serve the model until Ctrl-C or SIGTERM."""
-    settings = load_config(config, overrides)
+    settings = load_config(config, [*overrides, *(["observe.log_json=true"] if log_json else [])])
     if print_config:
         typer.echo(dump_config(settings), nl=False)
         return
+    from serving.api.tracing import require_opentelemetry
     from serving.runtime.environment import cluster_address, ray_environment
     from serving.runtime.preflight import absolute_paths, check_model_files, require_free_port
 
     embedded = cluster_address(address) is None
     settings = absolute_paths(settings)
     check_model_files(settings, all_here=embedded)
+    if settings.observe.otlp_endpoint is not None:
+        require_opentelemetry()
     if embedded:
         require_free_port(settings.http.host, settings.http.port)
     with ray_environment(embedded=embedded) as folder:
@@ -115,7 +119,7 @@ def _launch(config: Config, address: str | None, *, folder: Path | None, replace
 
     stopping, hurry = threading.Event(), threading.Event()
     session = ray_session(address, config, verbose=verbose, folder=folder)
-    with make_display(verbose=verbose) as display, session as embedded:
+    with make_display(verbose=verbose, as_json=config.observe.log_json) as display, session as embedded:
         _stop_on_signals(stopping, hurry)
         Launch(config, display, stopping, hurry, embedded=embedded, replace=replace).run()
 

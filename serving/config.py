@@ -139,6 +139,17 @@ class SecurityConfig(Section):
     """Allow a bind beyond loopback without keys."""
 
 
+class ObserveConfig(Section):
+    """What an operator sees besides `/metrics`."""
+
+    log_json: bool = False
+    """Log one JSON object a line, in every process of the group, for a log collector. Off: lines for people."""
+
+    otlp_endpoint: str | None = Field(default=None, pattern=r"^https?://[^/]")
+    """Collector that takes traces by OTLP over HTTP, such as http://localhost:4318; needs `gangway[trace]`. Not set:
+    nothing is traced, and OpenTelemetry is not imported."""
+
+
 class Config(Section):
     """The whole tree: one file, one reproducible run."""
 
@@ -151,8 +162,9 @@ class Config(Section):
     http: HttpConfig = HttpConfig()
     fault: FaultConfig = FaultConfig()
     security: SecurityConfig = SecurityConfig()
+    observe: ObserveConfig = ObserveConfig()
 
-    @field_validator("parallel", "engine", "http", "fault", "security", mode="before")
+    @field_validator("parallel", "engine", "http", "fault", "security", "observe", mode="before")
     @classmethod
     def _empty_section_means_its_defaults(cls, section: object) -> object:
         return {} if section is None else section

@@ -18,6 +18,7 @@ from serving.api.openapi import document
 from serving.api.predict import Predict
 from serving.api.prepare import Preparer
 from serving.api.status import StatusPages
+from serving.api.tracing import trace_to
 from serving.config import Config
 from serving.gateway.service import Service
 
@@ -25,7 +26,7 @@ from serving.gateway.service import Service
 def create_app(service: Service, config: Config, ip: str = "127.0.0.1") -> Starlette:
     """The application over a service, which the caller starts and stops. `ip`: of the node that it runs on.
 
-    Raises `ConfigError` when `security.api_keys_file` cannot be read.
+    Raises `ConfigError` when `security.api_keys_file` cannot be read, `OperatorError` when a package is missing.
     """
     preparer = Preparer(config, service.tokenizer)
     openai, pages = OpenAI(service, preparer, config), StatusPages(service, config, ip)
@@ -43,6 +44,8 @@ def create_app(service: Service, config: Config, ip: str = "127.0.0.1") -> Starl
         Route("/", _console),
     ]
     middleware = [Middleware(ErrorBoundary)]
+    if config.observe.otlp_endpoint is not None:
+        middleware.insert(0, trace_to(config.observe.otlp_endpoint, service))
     if config.security.api_keys_file is not None:
         middleware.append(Middleware(KeyGuard, keys=KeyFile(config.security.api_keys_file)))
     return Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: hand_on})

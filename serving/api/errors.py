@@ -22,6 +22,7 @@ from serving.errors import (
     QueueFull,
     Unauthorized,
 )
+from serving.logs import request_id
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +85,7 @@ class ErrorBoundary:
             await self._app(scope, receive, send)
             return
         begun: list[Message] = []
+        request_id.set(None)  # until the request is accepted as one
 
         async def watched(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -9,12 +9,12 @@ from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serving.gateway.generation import Generation
+from serving.gateway.generation import Choice, Generation
 from serving.gateway.journal import State
-from serving.gateway.service import Service
+from serving.gateway.service import Observer, Service
 
 _FIRST_TOKEN_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
-_INTER_TOKEN_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 5, 30, 60)
+_INTER_TOKEN_BUCKETS = (0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 5, 30, 60)
 _REQUEST_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _ENGINE_COUNTERS = {
     "steps": ("engine_steps", "Forward passes."),
@@ -27,7 +27,7 @@ _ENGINE_COUNTERS = {
 """Field of `EngineStats` -> metric (the name gets `_total`) and its help."""
 
 
-class Metrics:
+class Metrics(Observer):
     """Observes a service. Each has a registry of its own, so that several can live in one process."""
 
     def __init__(self, service: Service) -> None:
@@ -48,19 +48,17 @@ class Metrics:
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(name, text, buckets=buckets, registry=self.registry)
 
-    def first_tokens(self, seconds: float, count: int) -> None:
-        """A sequence's first delta."""
+    def first_tokens(self, _generation: Generation, _choice: Choice, seconds: float, count: int) -> None:
         self._first_token.observe(seconds)
         self._generation_tokens.inc(count)
 
     def next_tokens(self, seconds: float, count: int) -> None:
-        """A later one; its tokens share the time since the one before."""
+        """The tokens of a delta share the time since the one before."""
         for _ in range(count):
             self._inter_token.observe(seconds / count)
         self._generation_tokens.inc(count)
 
     def ended(self, generation: Generation, outcome: str, seconds: float) -> None:
-        """A request is over."""
         self._request.observe(seconds)
         self._outcomes.labels(outcome).inc()
         self._prompt_tokens.inc(sum(len(prompt.tokens) for prompt in generation.request.prompts))

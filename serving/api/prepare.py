@@ -11,6 +11,7 @@ from serving.config import Config
 from serving.errors import NotFound
 from serving.gateway.generation import GenerationRequest, Prompt
 from serving.gateway.tokenizer import Tokenizer
+from serving.logs import request_id
 from serving.messages import Sampling, TokenId
 
 _SEED_MASK = 2**63 - 1
@@ -64,6 +65,8 @@ class Preparer:
 
         `at` is the path of the sampling fields in the body, with a dot at its end. `logprobs` is -1 for none.
         """
+        id_ = f"{prefix}-{uuid.uuid4().hex}"
+        request_id.set(id_)
         n = fields.n or 1
         if len(sources) * n > self._max_inputs:
             at_most = f"{len(sources)} prompts times n={n} are over this server's limit of {self._max_inputs}"
@@ -78,7 +81,7 @@ class Preparer:
         if (fields.min_tokens or 0) > shortest:
             raise param_error(f"{at}min_tokens", f"{fields.min_tokens} is over max_tokens, which is {shortest}")
         return GenerationRequest(
-            id=f"{prefix}-{uuid.uuid4().hex}",
+            id=id_,
             prompts=prompts,
             sampling=_sampling(fields, logprobs),
             seed=None if fields.seed is None else fields.seed & _SEED_MASK,

@@ -9,7 +9,6 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterable, Sequence
-from typing import Protocol
 
 from serving.config import Config
 from serving.errors import DeadlineExceeded, GangwayError, GroupUnavailable, InvalidRequest
@@ -25,12 +24,26 @@ _STARTING_RETRY_S = 5.0
 """When to ask again while the group loads its model."""
 
 
-class Observer(Protocol):
-    """Is told what to measure; seconds throughout."""
+class Observer:
+    """Is told what happens, in the service's event loop; overrides what it minds. Seconds throughout."""
 
-    def first_tokens(self, seconds: float, count: int) -> None: ...
-    def next_tokens(self, seconds: float, count: int) -> None: ...
-    def ended(self, generation: Generation, outcome: str, seconds: float) -> None: ...
+    def accepted(self, generation: Generation) -> None:
+        """In the task of the request."""
+
+    def submitted(self, generation: Generation, choice: Choice) -> None:
+        """A sequence is put on a link; `choice.entry.submissions` says for which time."""
+
+    def first_tokens(self, generation: Generation, choice: Choice, seconds: float, count: int) -> None:
+        """A sequence's first delta, so long after the acceptance."""
+
+    def next_tokens(self, seconds: float, count: int) -> None:
+        """A later delta, so long after the one before."""
+
+    def ended(self, generation: Generation, outcome: str, seconds: float) -> None:
+        """A request is over."""
+
+    def close(self) -> None:
+        """The service has stopped. May block."""
 
 
 class Service:
@@ -65,6 +78,8 @@ class Service:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        for observer in self.observers:
+            await asyncio.to_thread(observer.close)
 
     async def drain(self) -> None:
         """Accept nothing more, and wait for what runs, up to `fault.drain_timeout_s`."""
@@ -127,6 +142,8 @@ class Service:
         generation = Generation(request, choices, self._release)
         self._owners.update({choice.entry.id: (generation, choice) for choice in choices})
         self._idle.clear()
+        for observer in self.observers:
+            observer.accepted(generation)
         if request.timeout_s is not None:
             loop = asyncio.get_running_loop()
             generation.deadline = loop.call_later(request.timeout_s, self._expire, generation)
@@ -138,6 +155,8 @@ class Service:
             if not self.uplink.linked:
                 return
             self.uplink.send(self.journal.submit(entry))
+            for observer in self.observers:
+                observer.submitted(*self._owners[entry.id])
 
     def _expire(self, generation: Generation) -> None:
         started = any(choice.entry.emitted for choice in generation.choices)
@@ -161,7 +180,9 @@ class Service:
             self._idle.set()
         seconds = time.monotonic() - generation.accepted_at
         outcome = "cancelled" if cancelled else generation.outcome
-        log.info("request %s: %s after %.3f s", generation.request.id, outcome, seconds)
+        log.info(
+            "%s after %.3f s, %d tokens", outcome, seconds, sum(one.completion_tokens for one in generation.choices)
+        )
         for observer in self.observers:
             observer.ended(generation, outcome, seconds)
 
@@ -207,7 +228,7 @@ class Service:
     def _observe(self, generation: Generation, choice: Choice, count: int, now: float) -> None:
         for observer in self.observers:
             if choice.first_token_at is None:
-                observer.first_tokens(now - generation.accepted_at, count)
+                observer.first_tokens(generation, choice, now - generation.accepted_at, count)
             else:
                 observer.next_tokens(now - choice.last_token_at, count)
         choice.first_token_at = choice.first_token_at or now

@@ -16,6 +16,7 @@ from serving.api.app import create_app
 from serving.config import Config, load_config
 from serving.gateway.service import Service
 from serving.gateway.tokenizer import Tokenizer
+from serving.logs import set_up
 from serving.runtime.registry import RegistryGroupView
 from serving.runtime.supervisor import ensure_supervisor
 
@@ -31,6 +32,7 @@ class Gateway:
 
     def __init__(self, settings: dict[str, Any], supervised: bool) -> None:
         self._config = load_config(settings)
+        set_up("gateway", as_json=self._config.observe.log_json)
         if supervised:
             ensure_supervisor(self._config, serve.get_replica_context().app_name)
         tokenizer = Tokenizer(self._config.model)

@@ -1,5 +1,6 @@
 """What a person sees in the terminal: the ranks loading, the group's state, and the table of `gangway status`."""
 
+import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -13,9 +14,12 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from serving.logs import set_up
 from serving.messages import RankInfo, Snapshot
 
 MIB = 1024 * 1024
+
+logger = logging.getLogger(__name__)
 
 
 class PlainDisplay:
@@ -41,6 +45,13 @@ class PlainDisplay:
     def say(self, line: str) -> None:
         """Print one line, unbroken."""
         self._console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+class LoggedDisplay(PlainDisplay):
+    """The same lines as log records, for a log collector."""
+
+    def say(self, line: str) -> None:
+        logger.info("%s", line.strip())
 
 
 class LiveDisplay(PlainDisplay):
@@ -72,18 +83,20 @@ class LiveDisplay(PlainDisplay):
 
 
 @contextmanager
-def make_display(*, verbose: bool) -> Iterator[PlainDisplay]:
-    """A live display in a terminal, lines elsewhere. Unless `verbose`, nothing else reaches standard output.
+def make_display(*, verbose: bool, as_json: bool = False) -> Iterator[PlainDisplay]:
+    """A live display in a terminal, lines elsewhere, JSON if `as_json`. Unless `verbose`, stdout gets nothing else.
 
     Ray prints what it has to say about other processes there; it is in its log files as well.
     """
     console = Console(file=sys.stdout)
     with ExitStack() as stack:
+        if as_json:
+            set_up("command", as_json=True, stream=sys.stdout)
         if not verbose:
             elsewhere = stack.enter_context(Path(os.devnull).open("w"))
             stack.enter_context(redirect_stdout(elsewhere))
-        if not console.is_terminal:
-            yield PlainDisplay(console)
+        if as_json or not console.is_terminal:
+            yield LoggedDisplay(console) if as_json else PlainDisplay(console)
             return
         columns = TextColumn("  {task.description}"), BarColumn(), DownloadColumn(binary_units=True)
         progress = Progress(*columns, TimeElapsedColumn(), console=console, transient=True, redirect_stdout=False)

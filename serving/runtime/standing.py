@@ -44,7 +44,7 @@ class Standing:
             try:
                 self._registry.report(self._generation, self.info)
             except UNREACHABLE as error:
-                logger.warning("rank %d cannot reach the registry: %s", self.info.rank, first_line(error))
+                logger.warning("cannot reach the registry: %s", first_line(error))
 
     def progress(self, loaded: int, total: int) -> None:
         """Bytes of this rank's shard read so far; told at most a few times a second."""

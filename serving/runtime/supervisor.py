@@ -13,6 +13,7 @@ from ray.exceptions import RayActorError
 
 from serving.config import Config, load_config
 from serving.errors import GroupFailed
+from serving.logs import set_up
 from serving.runtime.registry import NAMESPACE, RegistryClient, actor_exists, open_registry
 
 APPLICATION_CHECK_S = 2.0
@@ -31,6 +32,7 @@ class Supervisor:
     def __init__(self, settings: dict[str, Any], application: str | None) -> None:
         self._settings = settings
         self._config = load_config(settings)
+        set_up("supervisor", as_json=self._config.observe.log_json)
         self._failure: str | None = None
         self._run = threading.Thread(target=self._run_group, args=(application is None,), daemon=True)
         self._run.start()

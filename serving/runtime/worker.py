@@ -19,6 +19,7 @@ import torch
 from serving.config import Config, load_config
 from serving.errors import ModelError, PeerLost
 from serving.link import LinkServer
+from serving.logs import set_up
 from serving.messages import RankInfo, Snapshot
 from serving.runtime.backend import GENERATION, ONE_MACHINE
 from serving.runtime.nursery import retire
@@ -41,6 +42,7 @@ def run_rank(settings: dict[str, Any]) -> None:
     """One rank of one generation, from loading to its end. `settings`: the whole `config`, and `deploys`, see group."""
     config = load_config(settings["config"])
     rank = Rank(config)
+    set_up("rank", rank=rank.standing.info.rank, as_json=config.observe.log_json)
     rank.log("starts", device=rank.standing.info.device)
     try:
         rank.run(deploys=settings["deploys"])
@@ -129,9 +131,9 @@ class Rank:
         self.registry.fail(self.generation, reason, collateral=waiting)
 
     def log(self, event: str, **facts: object) -> None:
-        """One readable line with the rank."""
-        details = " ".join(f"{key}={value}" for key, value in facts.items())
-        logger.info("generation %d rank %d %s %s", self.generation, self.standing.info.rank, event, details)
+        """One line; the rank is in each."""
+        details = "".join(f" {key}={value}" for key, value in facts.items())
+        logger.info("generation %d %s%s", self.generation, event, details)
 
     def _refresh(self, over: threading.Event) -> None:
         while not over.wait(REFRESH_INTERVAL_S):
