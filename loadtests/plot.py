@@ -56,13 +56,16 @@ def draw(rows: list[dict[str, str]], out: Path) -> None:
 
 def _latency(axis: Any, lines: Series, title: str) -> None:
     for number, (name, points) in enumerate(sorted(lines.items())):
-        seconds, median, high = zip(*points, strict=True)
+        answered = [point for point in points if point[1] > 0]  # Locust's percentile of no requests is 0
+        if not answered:
+            continue
+        seconds, median, high = zip(*answered, strict=True)
         axis.plot(seconds, median, color=f"C{number}", label=name)
         axis.plot(seconds, high, color=f"C{number}", linewidth=0.8, linestyle=":")
     axis.set_title(f"{title}: p50, dotted p95", fontsize=10)
     axis.set_yscale("log")
     axis.grid(alpha=0.3)
-    if lines:
+    if axis.lines:
         axis.legend(fontsize=7, ncols=2)
 
 

@@ -133,11 +133,17 @@ class Arrivals(Person):
     Only there when asked for by tag: beside the others it would say nothing.
     """
 
+    def on_start(self) -> None:
+        super().on_start()
+        self.next: list[Ask] = []
+
     @tag("open")
     @task
     def arrive(self) -> None:
-        for one in WRITERS["open"](self.author):
+        """Locust calls this before the first wait: nothing is sent then, or each new source would be a burst."""
+        for one in self.next:
             self.underway.spawn(self.client.send, one)
+        self.next = WRITERS["open"](self.author)
 
     def wait_time(self) -> float:
         return self.author.pauses.expovariate(ARRIVALS_PER_SOURCE)

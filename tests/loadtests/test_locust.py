@@ -45,8 +45,10 @@ def test_every_kind_of_user_is_answered_and_timed_in_rows_of_its_own(server: Ser
 def test_the_search_for_saturation_prints_the_rate_that_held(server: Server, tmp_path: Path) -> None:
     options = "--tags", "open", "--step-rate", "20", "--max-rate", "30", "--step-seconds", "3", "--slo-ttft-ms", "5000"
     files = "loadtests/locustfile.py,loadtests/shapes/saturation.py"
-    said = run_locust(server.url, tmp_path / "load", *options, files=files)
+    results = tmp_path / "load"
+    said = run_locust(server.url, results, *options, files=files)
     assert "Highest arrival rate that held TTFT p95 within 5000 ms: 20 requests/s" in said
+    assert int(rows(results)["total", "open"]["Request Count"]) < 110  # 60 in 3 s; new sources come without a burst
 
 
 def test_a_tag_that_no_user_has_is_wrong_usage(tmp_path: Path) -> None:
