@@ -2,6 +2,7 @@
 #   make serve    environment, demo model, then the server on port 8000
 #   make test     environment, demo model, then every check that CI runs
 #   make drill    a server of its own, and a rank of it killed ten times under load
+#   make load     load on a running server: statistics, a plot, and whether loadtests/gate.yaml holds
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -9,9 +10,17 @@ MODEL  := models/smollm2-135m-instruct
 CONFIG := configs/local.yaml
 DRILL  := --fault kill-rank1
 DRILL_PORT := 8765
+URL    := http://127.0.0.1:8000
+USERS  := 10
+DURATION := 60s
+TAGS   :=
+SHAPE  :=
+SEED   := 0
+GATE   := loadtests/gate.yaml
+RESULTS := loadtests/results/load
 STAMP  := $(VENV)/.complete
 
-.PHONY: serve test drill lint env model
+.PHONY: serve test drill load lint env model
 
 serve: env model
 	exec $(BIN)/gangway serve $(CONFIG)
@@ -26,6 +35,16 @@ drill: env model
 	  --set http.port=$(DRILL_PORT) & server=$$!; \
 	trap 'kill $$server; wait $$server' EXIT; trap 'exit 130' INT TERM; \
 	$(BIN)/gangway drill --url http://127.0.0.1:$(DRILL_PORT) --wait 300 $(DRILL)
+
+# make load USERS=20 DURATION=5m TAGS='chat documents' SHAPE=burst; shapes are loadtests/shapes/*.py.
+# The search for saturation: make load SHAPE=saturation TAGS=open DURATION=10m
+load: env
+	mkdir -p $(dir $(RESULTS))
+	$(BIN)/python -m locust -f loadtests/locustfile.py$(SHAPE:%=,loadtests/shapes/%.py) --headless --only-summary \
+	  --host $(URL) --users $(USERS) --spawn-rate $(USERS) --run-time $(DURATION) --stop-timeout 60 --seed $(SEED) \
+	  $(if $(TAGS),--tags $(TAGS)) --csv $(RESULTS) --csv-full-history --html $(RESULTS).html --exit-code-on-error 0
+	$(BIN)/python -m loadtests.plot $(RESULTS)_stats_history.csv $(RESULTS).svg
+	$(BIN)/python -m loadtests.gate $(GATE) $(RESULTS)_stats.csv
 
 lint: env
 	$(BIN)/ruff check .
