@@ -10,7 +10,7 @@ import hashlib
 import signal
 import uuid
 from contextlib import suppress
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import msgspec
@@ -22,6 +22,7 @@ from serving.batch.display import BatchDisplay, Meter
 from serving.batch.inside import Inside
 from serving.batch.job import Job
 from serving.batch.ledger import Ledger
+from serving.batch.parquet import ParquetSource
 from serving.batch.source import Source
 from serving.config import Config, SecurityConfig
 from serving.errors import GroupFailed, OperatorError
@@ -51,10 +52,10 @@ def batch_config(config: Config) -> Config:
     return config.model_copy(update={"name": name, "http": http, "security": SecurityConfig()})
 
 
-def job_key(config: Config, source: Source) -> str:
+def job_key(config: Config, source: Source | ParquetSource) -> str:
     """Stands for all that the output depends on: the input, the model, and how it computes."""
     model = config.model.model_dump(mode="json", exclude={"shard_cache"})
-    facts = [source.address, source.size, source.version, model, config.http.max_inputs]
+    facts = [asdict(source), model, config.http.max_inputs]
     return hashlib.blake2b(msgspec.json.encode(facts, order="sorted"), digest_size=16).hexdigest()
 
 
@@ -97,7 +98,12 @@ class BatchGroup:
 
 
 async def run_batch(
-    config: Config, source: Source, ledger: Ledger, group: BatchGroup, display: BatchDisplay, meter: Meter
+    config: Config,
+    source: Source | ParquetSource,
+    ledger: Ledger,
+    group: BatchGroup,
+    display: BatchDisplay,
+    meter: Meter,
 ) -> None:
     """Run the rows that are left. Raises `GroupFailed`, `OperatorError`, or `Interrupted`."""
     service = Service(config, Tokenizer(config.model), RegistryGroupView(config.name))
@@ -151,11 +157,3 @@ async def _first_of(*works: Any) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
     for task in done:
         task.result()
-
-
-def output_folder_exists(output: Path) -> None:
-    """Raise `OperatorError` for an output that could never be written."""
-    if output.is_dir():
-        raise OperatorError(f"cannot write {output}: it is a folder")
-    if not output.absolute().parent.is_dir():
-        raise OperatorError(f"cannot write {output}: there is no folder {output.absolute().parent}")
