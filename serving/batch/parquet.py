@@ -71,7 +71,7 @@ def open_parquet(address: str, column: str | None, parameters: str | None) -> Pa
     with _opened(address) as file:
         names, rows, schema = file.schema_arrow.names, file.metadata.num_rows, file.schema_arrow
         version = f"{rows}/{file.metadata.serialized_size}/{_modified(address)}"
-    if column not in names:
+    if column is None or column not in names:
         asked = "a Parquet input needs --column" if column is None else f"{address} has no column {column}"
         raise OperatorError(f"{asked}; its columns: {', '.join(names)}")
     if not _askable(schema.field(column).type):
@@ -149,7 +149,7 @@ def _modified(address: str) -> str:
 
 def _values(file: pq.ParquetFile, column: str, offset: int) -> Iterator[Any]:
     """From row `offset` on; row groups before it are not read."""
-    groups = []
+    groups: list[int] = []
     for group in range(file.num_row_groups):
         rows = file.metadata.row_group(group).num_rows
         if groups or offset < rows:
