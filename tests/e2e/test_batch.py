@@ -3,11 +3,14 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.batch.kills import disturbed, undisturbed, write_rows
 
 ROWS = 36
 
 
+@pytest.mark.slow
 def test_a_job_whose_rank_and_then_whose_command_is_killed_writes_the_same_bytes(tmp_path: Path) -> None:
     source = tmp_path / "in.jsonl"
     write_rows(source, ROWS)
