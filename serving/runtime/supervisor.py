@@ -29,12 +29,13 @@ def supervisor_name(group: str) -> str:
 class Supervisor:
     """The actor. It runs the group from its construction on, also after Ray has restarted it."""
 
-    def __init__(self, settings: dict[str, Any], application: str | None) -> None:
+    def __init__(self, settings: dict[str, Any], application: str | None, deploys: bool = True) -> None:
+        """`deploys`: rank 0 puts a Serve application in front of the group, unless one has asked for it."""
         self._settings = settings
         self._config = load_config(settings)
         set_up("supervisor", as_json=self._config.observe.log_json)
         self._failure: str | None = None
-        self._run = threading.Thread(target=self._run_group, args=(application is None,), daemon=True)
+        self._run = threading.Thread(target=self._run_group, args=(deploys and application is None,), daemon=True)
         self._run.start()
         if application is not None:
             threading.Thread(target=self._end_with, args=(application,), daemon=True).start()
@@ -80,7 +81,7 @@ def _serve_knows(application: str) -> bool:
         return actor_exists(SERVE_CONTROLLER_NAME, SERVE_NAMESPACE)
 
 
-def start_supervisor(config: Config, *, application: str | None = None) -> Any:
+def start_supervisor(config: Config, *, application: str | None = None, deploys: bool = True) -> Any:
     """Start the group of this configuration; returns the supervisor's handle.
 
     It belongs to this process and its node, or, when an `application` is named, to that. Raises `ValueError` when one
@@ -93,7 +94,7 @@ def start_supervisor(config: Config, *, application: str | None = None) -> Any:
     else:
         options |= {"lifetime": "detached", "max_restarts": -1}
     actor = ray.remote(Supervisor).options(max_concurrency=4, **options)
-    return actor.remote(config.model_dump(mode="json"), application)
+    return actor.remote(config.model_dump(mode="json"), application, deploys)
 
 
 def find_supervisor(group: str) -> Any | None:

@@ -1,0 +1,117 @@
+"""The command `gangway batch`. What imports Ray is imported once its environment is set."""
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from serving.batch.ledger import Ledger, open_ledger
+from serving.batch.parquet import SUFFIX, ParquetSource, is_output_of, join, open_parquet, require_new_columns
+from serving.batch.source import Source, open_source
+from serving.config import Config, load_config
+from serving.errors import OperatorError
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C or SIGTERM, as shells have it."""
+
+
+def batch(
+    config: Annotated[Path, typer.Argument(help="Configuration file, such as configs/local.yaml.")],
+    source: Annotated[str, typer.Argument(metavar="INPUT", help="JSON Lines, or *.parquet: a file or fsspec address.")],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="File to write; appears when all rows are done.")],
+    column: Annotated[str | None, typer.Option(help="Column of a Parquet input with the prompts or chats.")] = None,
+    parameters: Annotated[str | None, typer.Option(help="Of a Parquet input's rows, as JSON.")] = None,
+    overrides: Annotated[
+        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one key, as in a.b=c.")
+    ] = [],  # noqa: B006  typer's way of saying "none given"
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what another job has left there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
+    address: Annotated[str | None, typer.Option(help="Ray cluster; else RAY_ADDRESS, else one is started.")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show the logs of all processes.")] = False,
+) -> None:
+    """Run every row of a file through the model, and end. The same command goes on where it was broken off."""
+    from serving.runtime.environment import cluster_address, ray_environment
+    from serving.runtime.preflight import absolute_paths, check_model_files
+
+    _check_output(output)
+    settings = absolute_paths(load_config(config, overrides))
+    embedded = cluster_address(address) is None
+    with ray_environment(embedded=embedded) as folder:
+        from serving.batch.launch import batch_config, job_key
+
+        settings = batch_config(settings)
+        check_model_files(settings, all_here=embedded)
+        rows = _open_input(source, output, settings, column, parameters)
+        job = job_key(settings, rows)
+        if output.suffix == SUFFIX and output.exists() and not overwrite:
+            _require_own(output, job)
+            typer.echo(f"{output} is complete; there is nothing left to do")
+            return
+        lines = output.with_name(f"{output.name}.lines") if output.suffix == SUFFIX else output
+        with open_ledger(lines, job, resume=resume, overwrite=overwrite) as ledger:
+            if ledger is not None:
+                _run(settings, rows, ledger, output, address, folder, verbose=verbose)
+            elif lines == output:
+                typer.echo(f"{output} is complete; there is nothing left to do")
+            if isinstance(rows, ParquetSource) and lines != output:
+                join(rows, lines, output, job)
+                lines.unlink()
+                lines.with_name(f"{lines.name}.progress").unlink()
+
+
+def _check_output(output: Path) -> None:
+    """Raise `OperatorError` for an output that could never be written."""
+    if ":/" in str(output):
+        raise OperatorError(f"cannot write {output}: the output must be a local path")
+    if output.is_dir():
+        raise OperatorError(f"cannot write {output}: it is a folder")
+    if not output.absolute().parent.is_dir():
+        raise OperatorError(f"cannot write {output}: there is no folder {output.absolute().parent}")
+
+
+def _open_input(
+    source: str, output: Path, settings: Config, column: str | None, parameters: str | None
+) -> Source | ParquetSource:
+    if source.endswith(SUFFIX):
+        rows = open_parquet(source, column, parameters)
+        if output.suffix == SUFFIX:
+            require_new_columns(rows)
+        return rows
+    if column is not None or parameters is not None:
+        raise OperatorError("--column and --parameters are for a Parquet input; a line has its own")
+    if output.suffix == SUFFIX:
+        raise OperatorError(f"cannot write {output}: JSON Lines become JSON Lines, and only Parquet becomes Parquet")
+    return open_source(source, settings.http.max_body_bytes)
+
+
+def _require_own(output: Path, job: str) -> None:
+    if not is_output_of(output, job):
+        raise OperatorError(f"{output} exists, and is not what this job wrote; --overwrite replaces it")
+
+
+def _run(
+    settings: Config,
+    rows: Source | ParquetSource,
+    ledger: Ledger,
+    output: Path,
+    address: str | None,
+    folder: Path | None,
+    *,
+    verbose: bool,
+) -> None:
+    """Imports Ray, so its environment must have been set."""
+    from serving.batch.display import Meter, make_batch_display
+    from serving.batch.launch import BatchGroup, Interrupted, run_batch
+    from serving.runtime.session import ray_session
+
+    meter = Meter(ledger.progress, rows.size)
+    with make_batch_display(meter, rows.size, verbose=verbose) as display:
+        session = ray_session(address, settings, verbose=verbose, folder=folder)
+        try:
+            with session as embedded, BatchGroup(settings, embedded=embedded) as group:
+                asyncio.run(run_batch(settings, rows, ledger, group, display, meter))
+        except Interrupted:
+            display.say(f"interrupted; {ledger.progress.rows} rows are kept, the same command goes on")
+            raise typer.Exit(INTERRUPTED) from None
+        display.say(f"{output}: {meter.summary(ledger.progress)}")

@@ -1,0 +1,159 @@
+"""What `gangway batch` does: form the group, run the rows through it, and take it down.
+
+The same supervisor, Train run and engine as `gangway serve`, without a Serve application: this process holds the
+gateway's service, whose journal carries what is under way over a restart of the group. Ray ends the group with this
+command, however that ends.
+"""
+
+import asyncio
+import hashlib
+import signal
+import uuid
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any
+
+import msgspec
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError
+
+from serving.api.app import create_app
+from serving.batch.display import BatchDisplay, Meter
+from serving.batch.inside import Inside
+from serving.batch.job import Job
+from serving.batch.ledger import Ledger
+from serving.batch.parquet import ParquetSource
+from serving.batch.source import Source
+from serving.config import Config, SecurityConfig
+from serving.errors import GroupFailed, OperatorError
+from serving.gateway.service import Service
+from serving.gateway.tokenizer import Tokenizer
+from serving.runtime.launch import STOP_TIMEOUT_S
+from serving.runtime.registry import RegistryClient, RegistryGroupView, open_registry
+from serving.runtime.session import require_room
+from serving.runtime.supervisor import find_supervisor, start_supervisor
+
+LOOK_S = 0.5
+ROWS_PER_PLACE = 4
+"""Rows asked ahead for each that the scheduler computes together."""
+MAX_SEQUENCES = 800
+"""Most sequences under way: they must all fit the link at once when the group comes back."""
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM: what is written counts, and the same command goes on."""
+
+
+def batch_config(config: Config) -> Config:
+    """The configuration of a job: a group of its own beside one that serves, no keys, and a queue for the window."""
+    waiting = max(64, MAX_SEQUENCES - config.engine.max_running)
+    http = config.http.model_copy(update={"max_waiting": waiting})
+    name = f"{config.name[:34]}-batch"
+    return config.model_copy(update={"name": name, "http": http, "security": SecurityConfig()})
+
+
+def job_key(config: Config, source: Source | ParquetSource) -> str:
+    """Stands for all that the output depends on: the input, the model, and how it computes."""
+    model = config.model.model_dump(mode="json", exclude={"shard_cache"})
+    facts = [asdict(source), model, config.http.max_inputs]
+    return hashlib.blake2b(msgspec.json.encode(facts, order="sorted"), digest_size=16).hexdigest()
+
+
+class BatchGroup:
+    """The group, as a context: begun on the way in, ended on the way out. Must be used inside a Ray session."""
+
+    def __init__(self, config: Config, *, embedded: bool) -> None:
+        self._config = config
+        self._embedded = embedded
+        self._registry = RegistryClient(config.name)
+        self._supervisor: Any = None
+        self._outcome: Any = None
+
+    def __enter__(self) -> "BatchGroup":
+        require_room(self._config)
+        name = self._config.name
+        if find_supervisor(name) is not None:
+            raise OperatorError(f"a group named {name} already runs on this cluster; give this job another name")
+        self._registry.remove()
+        open_registry(self._config).own(uuid.uuid4().hex, brought_serve=False)
+        self._supervisor = start_supervisor(self._config, deploys=False)
+        self._outcome = self._supervisor.outcome.remote()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(RayActorError, GetTimeoutError, ValueError):  # it has just ended by itself
+            self._registry.stop()
+        ray.wait([self._outcome], timeout=STOP_TIMEOUT_S)
+        if not self._embedded:
+            ray.kill(self._supervisor)
+            self._registry.remove()
+
+    async def end(self) -> None:
+        """Wait for the group's end, which is a failure: nobody has told it to. Raises `GroupFailed`."""
+        try:
+            reason = await asyncio.wrap_future(self._outcome.future())
+        except RayActorError as error:
+            raise GroupFailed(f"the supervisor of the group died: {error}") from error
+        raise GroupFailed(reason or "the group has ended without being told to")
+
+
+async def run_batch(
+    config: Config,
+    source: Source | ParquetSource,
+    ledger: Ledger,
+    group: BatchGroup,
+    display: BatchDisplay,
+    meter: Meter,
+) -> None:
+    """Run the rows that are left. Raises `GroupFailed`, `OperatorError`, or `Interrupted`."""
+    service = Service(config, Tokenizer(config.model), RegistryGroupView(config.name))
+    begun = ledger.progress
+    rows = source.rows(begun.rows, begun.offset)
+    window = min(ROWS_PER_PLACE * config.engine.max_running, MAX_SEQUENCES)
+    job = Job(rows, Inside(create_app(service, config)).post, ledger, window)
+    await service.start()
+    watching = asyncio.create_task(_watch(service, ledger, display))
+    try:
+        await _first_of(_once_ready(service, job, meter), group.end(), _interrupted())
+    finally:
+        watching.cancel()
+        await service.stop()
+
+
+async def _once_ready(service: Service, job: Job, meter: Meter) -> None:
+    while not service.ready:  # noqa: ASYNC110  its state is worked out from clocks, and no event of its own
+        await asyncio.sleep(LOOK_S / 5)
+    meter.start()
+    await job.run()
+
+
+async def _watch(service: Service, ledger: Ledger, display: BatchDisplay) -> None:
+    while True:
+        if service.uplink.snapshot is not None:
+            display.group(service.uplink.snapshot)
+        if service.uplink.ever_ready:
+            display.rows(ledger.progress)
+        await asyncio.sleep(LOOK_S)
+
+
+async def _interrupted() -> None:
+    """Wait for a signal. Set after Ray has set its own handlers."""
+    told = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told.set)
+    await told.wait()
+    raise Interrupted
+
+
+async def _first_of(*works: Any) -> None:
+    """The end of whichever ends first; the others are cancelled, and waited for."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()

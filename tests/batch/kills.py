@@ -1,0 +1,135 @@
+"""The proof that nothing is lost and nothing comes twice: a job is killed at random moments, and written all the same.
+
+    python -m tests.batch.kills --times 10
+
+An undisturbed run comes first. In each round the same job is killed once with SIGKILL, in turn a rank, the command
+itself and the group's supervisor, at a random row; a command that has ended is started again. The output must be the
+undisturbed one's, byte for byte. Computes in float32: in bfloat16 the rows beside a row can change its last digits.
+"""
+
+import argparse
+import json
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+import psutil
+
+from serving.batch.ledger import Progress
+from tests.e2e.server import CONFIG, MODEL, Process, eventually, gangway
+
+ROWS = 150
+END_TIMEOUT_S = 300.0
+SETTINGS = ("model.dtype=float32", "fault.max_restarts=100", "engine.max_running=8", f"model.path={MODEL}")
+TITLES = {"rank": "RayTrainWorker", "supervisor": "ray::Supervisor"}
+"""What Ray calls the processes that hold those actors."""
+VICTIMS = ("rank", "command", "supervisor")
+
+
+class Batch(Process):
+    """`gangway batch` in a process of its own."""
+
+    def __init__(self, source: Path, output: Path) -> None:
+        self.output = output
+        overrides = [part for setting in SETTINGS for part in ("--set", setting)]
+        super().__init__(*gangway("batch", CONFIG, source, output, *overrides))
+
+    def rows(self) -> int:
+        """Rows that count."""
+        with suppress(FileNotFoundError):
+            checkpoint = self.output.with_name(f"{self.output.name}.progress").read_bytes()
+            return msgspec.json.decode(checkpoint, type=Progress).rows
+        return 0
+
+    def strike(self, victim: str) -> None:
+        """Kill one process of the job."""
+        if victim == "command":
+            self.process.kill()
+            return
+        named = [process for process in self.processes() if TITLES[victim] in _title(process)]
+        random.choice(named).send_signal(signal.SIGKILL)
+
+    def over(self) -> bool:
+        return self.process.poll() is not None
+
+
+def write_rows(path: Path, rows: int) -> None:
+    """Prompts of all lengths, greedy and drawn, and a broken one."""
+    with path.open("w") as stream:
+        for number in range(rows):
+            parameters = {"max_tokens": 4 + number * 13 % 37, "temperature": number % 2}
+            prompt = f"{'Count to ten. ' * (number % 7)}What is {number} plus {number}?"
+            line = json.dumps({"inputs": prompt, "parameters": parameters})
+            stream.write(line[: -5 if number == 3 else None] + "\n")
+
+
+def undisturbed(source: Path, output: Path) -> bytes:
+    """What a run that nothing happens to writes."""
+    run_to_end(lambda: Batch(source, output))
+    return output.read_bytes()
+
+
+def disturbed(source: Path, output: Path, strikes: Sequence[tuple[str, int]]) -> bytes:
+    """What is written when victims are killed at rows, one after the other. A command that ends is started again."""
+    batch = Batch(source, output)
+    try:
+        for victim, row in strikes:
+            eventually(lambda row=row, one=batch: one.rows() >= row or one.over(), END_TIMEOUT_S)  # type: ignore[misc]
+            assert not batch.over(), "the job has ended too early:\n" + "\n".join(batch.lines)
+            batch.strike(victim)
+            if victim != "rank":
+                batch.wait(END_TIMEOUT_S)
+                batch.kill()
+                batch = Batch(source, output)
+        assert batch.wait(END_TIMEOUT_S) == 0
+    finally:
+        batch.kill()
+    return output.read_bytes()
+
+
+def run_to_end(start: Callable[[], Batch]) -> None:
+    batch = start()
+    try:
+        assert batch.wait(END_TIMEOUT_S) == 0
+    finally:
+        batch.kill()
+
+
+def _title(process: psutil.Process) -> str:
+    with suppress(psutil.NoSuchProcess):
+        return " ".join(process.cmdline())
+    return ""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--times", type=int, default=10)
+    parser.add_argument("--rows", type=int, default=ROWS)
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "in.jsonl"
+        write_rows(source, options.rows)
+        expected = undisturbed(source, Path(folder) / "expected.jsonl")
+        print(f"undisturbed: {len(expected.splitlines())} rows, {len(expected)} bytes", flush=True)
+        for round_ in range(options.times):
+            victim, row = VICTIMS[round_ % len(VICTIMS)], random.randrange(options.rows // 2)
+            began = time.monotonic()
+            same = disturbed(source, Path(folder) / f"{round_}.jsonl", [(victim, row)]) == expected
+            verdict = "the same bytes" if same else "OTHER BYTES"
+            print(
+                f"round {round_}: {victim} killed at row {row}: {verdict}, {time.monotonic() - began:.0f} s", flush=True
+            )
+            if not same:
+                return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

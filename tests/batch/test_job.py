@@ -1,0 +1,123 @@
+"""Rows through the real application over a fake group: order, errors, restarts, and going on."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving.api.app import create_app
+from serving.batch.inside import Inside
+from serving.batch.job import Ask, Job
+from serving.batch.ledger import open_ledger
+from serving.batch.source import open_source
+from serving.gateway.service import Service
+from serving.gateway.tokenizer import Tokenizer
+from tests.fake_engine import FakeGroup, fake_group, until
+from tests.gateway.conftest import demo_tokenizer, make_config
+
+ROWS = 90
+WINDOW = 40
+
+
+def write_input(path: Path) -> str:
+    lines = [
+        json.dumps({"inputs": f"row {number}", "parameters": {"max_tokens": 3 + number * 7 % 11}})
+        for number in range(ROWS)
+    ]
+    lines[5] = "{"
+    lines[6] = json.dumps({"inputs": "x", "parameters": {"temperatur": 1}})
+    lines[7] = json.dumps({"inputs": "word " * 3000})
+    body = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
+    lines[8] = json.dumps({"custom_id": "eight", "method": "POST", "url": "/v1/chat/completions", "body": body})
+    path.write_text("\n".join(lines))
+    return str(path)
+
+
+class Bench:
+    """A service over a fake group, and jobs on it."""
+
+    def __init__(self, group: FakeGroup, folder: Path, tokenizer: Tokenizer) -> None:
+        self.group = group
+        self.output = folder / "out.jsonl"
+        self.source = open_source(write_input(folder / "in.jsonl"), 1 << 20)
+        self.config = make_config("http.max_waiting=60")
+        self.service = Service(self.config, tokenizer, group)
+        self.app = Inside(create_app(self.service, self.config))
+
+    async def run(self, output: Path, ask: Ask | None = None) -> bytes:
+        with open_ledger(output, "a", resume=False, overwrite=False) as ledger:
+            assert ledger is not None
+            rows = self.source.rows(ledger.progress.rows, ledger.progress.offset)
+            await Job(rows, ask or self.app.post, ledger, WINDOW).run()
+        return await asyncio.to_thread(output.read_bytes)
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> Any:
+    with fake_group() as group:
+        bench = Bench(group, tmp_path, demo_tokenizer())
+        group.start()
+        await bench.service.start()
+        await until(lambda: bench.service.ready)
+        yield bench
+        await bench.service.stop()
+
+
+async def test_every_row_has_its_line_in_order_and_a_wrong_one_its_sentence(bench: Bench) -> None:
+    lines = [json.loads(line) for line in (await bench.run(bench.output)).splitlines()]
+    assert len(lines) == ROWS
+    assert "not valid JSON" in lines[5]["error"]["message"]
+    assert "did you mean temperature" in lines[6]["error"]["message"]
+    assert lines[7]["error"]["code"] == "context_length_exceeded"
+    assert lines[8]["custom_id"] == "eight"
+    assert lines[8]["response"]["body"]["usage"]["completion_tokens"] == 4
+    for number in range(9, ROWS):
+        (output,) = lines[number]["outputs"]
+        assert output["usage"]["completion_tokens"] == 3 + number * 7 % 11
+        assert output["finish_reason"] == "length"
+
+
+async def test_a_job_whose_group_breaks_and_one_begun_twice_write_what_an_undisturbed_one_does(
+    bench: Bench, tmp_path: Path
+) -> None:
+    expected = await bench.run(bench.output)
+    bench.group.behaviour.pause_s = 0.01
+    asked = 0
+
+    async def ask(path: str, body: bytes) -> tuple[int, bytes]:
+        nonlocal asked
+        asked += 1
+        return await bench.app.post(path, body)
+
+    broken = asyncio.create_task(bench.run(tmp_path / "again.jsonl", ask))
+    await until(lambda: asked > 60)
+    bench.group.kill()
+    bench.group.start()
+    await until(lambda: asked > 80)
+    broken.cancel()
+    await asyncio.gather(broken, return_exceptions=True)
+    assert not (tmp_path / "again.jsonl").exists()
+    bench.group.behaviour.pause_s = 0
+    assert await bench.run(tmp_path / "again.jsonl") == expected
+
+
+async def test_no_more_rows_are_asked_ahead_than_the_window_holds(bench: Bench, tmp_path: Path) -> None:
+    under_way, most = 0, 0
+    first = asyncio.Event()
+
+    async def ask(path: str, body: bytes) -> tuple[int, bytes]:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        if b'"row 0"' in body:
+            await first.wait()
+        answer = await bench.app.post(path, body)
+        if most >= 30:
+            first.set()
+        under_way -= 1
+        return answer
+
+    await bench.run(tmp_path / "other.jsonl", ask)
+    assert most <= WINDOW

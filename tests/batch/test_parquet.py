@@ -1,0 +1,88 @@
+"""Parquet in and out, without a group."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
+import pytest
+
+from serving.batch.parquet import is_output_of, join, open_parquet, require_new_columns
+from serving.errors import OperatorError
+
+ROWS = 700
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """Prompts, chats and a number, in row groups of 100."""
+    chats = [[{"role": "user", "content": f"hello {number}"}] for number in range(ROWS)]
+    columns: dict[str, Any] = {"n": range(ROWS), "ask": [f"row {n}" for n in range(ROWS)], "chat": chats}
+    path = tmp_path / "in.parquet"
+    pq.write_table(pa.table(columns), path, row_group_size=100)
+    return path
+
+
+def test_a_column_of_prompts_becomes_rows(table: Path) -> None:
+    rows = list(open_parquet(str(table), "ask", '{"max_tokens": 3}').rows(0, 0))
+    assert len(rows) == ROWS
+    assert json.loads(rows[5].data) == {"inputs": "row 5", "parameters": {"max_tokens": 3}}
+
+
+def test_a_column_of_chats_becomes_rows(table: Path) -> None:
+    row = next(open_parquet(str(table), "chat", None).rows(0, 0))
+    assert json.loads(row.data)["inputs"] == [[{"role": "user", "content": "hello 0"}]]
+
+
+@pytest.mark.parametrize("start", [0, 1, 99, 100, 355, 656, 699, 700])
+def test_a_stream_begun_anywhere_goes_on_from_there(table: Path, start: int) -> None:
+    source = open_parquet(str(table), "ask", None)
+    assert list(source.rows(start, start)) == list(source.rows(0, 0))[start:]
+
+
+@pytest.mark.parametrize(
+    ("column", "parameters", "sentence"),
+    [
+        (None, None, "needs --column; its columns: n, ask, chat"),
+        ("asks", None, "has no column asks; its columns: n, ask, chat"),
+        ("n", None, "holds int64, not prompts or chats"),
+        ("ask", "[]", "--parameters must be a JSON object"),
+    ],
+)
+def test_what_cannot_be_asked_is_a_sentence(
+    table: Path, column: str | None, parameters: str | None, sentence: str
+) -> None:
+    with pytest.raises(OperatorError, match=sentence):
+        open_parquet(str(table), column, parameters)
+
+
+def test_a_file_that_is_no_parquet_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "in.parquet").write_text("no")
+    with pytest.raises(OperatorError, match="cannot read"):
+        open_parquet(str(tmp_path / "in.parquet"), "ask", None)
+
+
+def test_a_column_that_the_output_adds_must_not_be_there(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"ask": ["a"], "error": ["b"]}), tmp_path / "in.parquet")
+    with pytest.raises(OperatorError, match="has a column error"):
+        require_new_columns(open_parquet(str(tmp_path / "in.parquet"), "ask", None))
+
+
+def test_answers_are_joined_to_their_rows_and_the_job_is_known_by_its_output(table: Path, tmp_path: Path) -> None:
+    usage = {"prompt_tokens": 2, "completion_tokens": 1, "total_tokens": 3}
+    lines = [
+        {"outputs": [{"text": f"answer {number}", "finish_reason": "stop", "usage": usage}], "model": "demo"}
+        for number in range(ROWS)
+    ]
+    answers, output = tmp_path / "lines", tmp_path / "out.parquet"
+    answers.write_text("\n".join([json.dumps({"error": {"message": "too long"}}), *map(json.dumps, lines[1:])]))
+    join(open_parquet(str(table), "ask", None), answers, output, "a")
+    found = pq.read_table(output)
+    assert found.select(["n", "ask", "chat"]).to_pydict() == pq.read_table(table).to_pydict()
+    assert found["prediction"].to_pylist() == [None, *(f"answer {number}" for number in range(1, ROWS))]
+    assert found["error"].to_pylist() == ["too long", *[None] * (ROWS - 1)]
+    assert found["completion_tokens"].to_pylist()[:2] == [None, 1]
+    assert is_output_of(output, "a")
+    assert not is_output_of(output, "b")
+    assert not is_output_of(answers, "a")
