@@ -43,8 +43,7 @@ class RaggedAttention:
         output = torch.empty_like(query, memory_format=torch.contiguous_format)
         if batch.decodes:
             decodes = slice(batch.decodes)
-            longest = int(batch.positions[decodes].max()) + 1
-            keys, values = self._cache.read(layer, batch.tables[decodes], longest)
+            keys, values = self._cache.read(layer, batch.tables[decodes], batch.longest_decode)
             output[decodes] = attend(query[decodes, None], keys, values, batch.positions[decodes, None], spec)[:, 0]
         first = batch.decodes
         for i, row in enumerate(batch.chunks, batch.decodes):

@@ -32,6 +32,8 @@ class Batch:
     decodes: int
     longest: int
     """Tokens that the longest row attends to, the new ones included."""
+    longest_decode: int
+    """The same of the decode rows; 0 when there are none."""
     chunks: Sequence[Row]
     """The rows behind the decodes, in order."""
     sampled: Tensor
@@ -63,6 +65,7 @@ def build_batch(mirror: Mirror, rows: Sequence[Row], block_size: int, device: to
         table_of=move(table_of),
         decodes=decodes,
         longest=max(row.start + row.count for row in rows),
+        longest_decode=max((row.start + 1 for row in rows[:decodes]), default=0),
         chunks=rows[decodes:],
         sampled=move(ends[[row.samples for row in rows]] - 1),
     )

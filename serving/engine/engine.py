@@ -11,9 +11,11 @@ import torch
 import torch.distributed as dist
 
 from serving.config import Config
+from serving.engine import flash
 from serving.engine.attention import BatchAttention, RaggedAttention
 from serving.engine.broadcast import Broadcast, GroupBroadcast, Loopback
 from serving.engine.collectives import Collectives, make_collectives
+from serving.engine.flash import FlashAttention
 from serving.engine.heartbeat import Heartbeat
 from serving.engine.host_memory import returned_at_once
 from serving.engine.kv_cache import KVCache, KVShape
@@ -58,7 +60,7 @@ class Engine:
         self._generation = generation
         self._num_blocks = _agreed_blocks(config, model, collectives)
         self.attention = _attention(config, model, self._num_blocks)
-        sampler = Sampler(collectives, model.vocab_start, model.vocab_end, model.eos_token_ids)
+        sampler = Sampler(collectives, model.vocab_start, model.vocab_end, model.eos_token_ids, model.device)
         self.runner = Runner(model, self.attention, sampler, config.engine.block_size)
         fault = config.fault
         alone = collectives.world == 1
@@ -147,7 +149,9 @@ def _attention(config: Config, model: ShardedModel, num_blocks: int) -> BatchAtt
     shape, block_size = _kv_shape(model), config.engine.block_size
     if _goes_native(config, model, model.device):
         return NativeAttention(shape, num_blocks, block_size, config.parallel.cpus_per_rank)
-    return RaggedAttention(KVCache(shape, num_blocks, block_size, model.device))
+    cache = KVCache(shape, num_blocks, block_size, model.device)
+    softcap = getattr(model.base.config, "attn_logit_softcapping", None)
+    return FlashAttention(cache) if flash.supports(shape, model.device, softcap) else RaggedAttention(cache)
 
 
 def _kv_shape(model: ShardedModel) -> KVShape:

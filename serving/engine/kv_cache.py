@@ -52,6 +52,12 @@ class KVCache:
         self._keys[layer].index_copy_(0, slots, key)
         self._values[layer].index_copy_(0, slots, value)
 
+    def blocks(self, layer: int) -> tuple[Tensor, Tensor]:
+        """All of a layer, block by block: two of [blocks, block_size, kv_heads, head_dim]."""
+        keys, values = self._keys[layer], self._values[layer]
+        shape = (-1, self.block_size, *keys.shape[1:])
+        return keys.view(shape), values.view(shape)
+
     def read(self, layer: int, blocks: Tensor, length: int) -> tuple[Tensor, Tensor]:
         """The first `length` tokens of block tables [..., n]: two of [..., length, kv_heads, head_dim]."""
         offsets = torch.arange(self.block_size, device=blocks.device)

@@ -45,8 +45,8 @@ def gumbel(seeds: Sequence[int], positions: Sequence[int], first_id: int, count:
     Returns:
         float32 [S, count]; the arg max over ids of log-probability + noise is an exact draw (Gumbel-max).
     """
-    seed = torch.tensor(seeds, dtype=torch.int64, device=device)
-    place = torch.tensor(positions, dtype=torch.int64, device=device)
+    seed = torch.tensor(seeds, dtype=torch.int64).to(device, non_blocking=True)
+    place = torch.tensor(positions, dtype=torch.int64).to(device, non_blocking=True)
     key = _mix(_mix(seed + _GOLDEN) + place * _GOLDEN)
     ids = torch.arange(first_id, first_id + count, dtype=torch.int64, device=device)
     bits = _mix(key[:, None] + (ids + 1) * _GOLDEN)

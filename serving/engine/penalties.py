@@ -49,5 +49,5 @@ def _repetition(row: Tensor, penalty: float, tokens: Sequence[int], first_id: in
 
 def _local(ids: Sequence[int], first_id: int, row: Tensor) -> Tensor:
     """int64: indices into `row` of those `ids` that this rank holds."""
-    index = torch.tensor(ids, dtype=torch.int64, device=row.device) - first_id
-    return index[(index >= 0) & (index < len(row))]
+    index = torch.tensor(ids, dtype=torch.int64) - first_id  # chosen on the CPU: on a GPU the host would have to wait
+    return index[(index >= 0) & (index < len(row))].to(row.device, non_blocking=True)

@@ -2,7 +2,8 @@
 
 Every decision is taken on every rank from the same gathered numbers, so all ranks end with the same ids without a
 broadcast. What is gathered is small: one (value, id) pair a row for greedy and plain sampling, a few candidates for
-top-k and top-p, a maximum and a sum for min-p and log-probabilities. Order: logit bias, penalties, `min_tokens`,
+top-k and top-p, a maximum and a sum for min-p and log-probabilities. On a GPU all of it stays there but the drawn ids
+(and log-probabilities, and for top-p whether the candidates sufficed). Order: logit bias, penalties, `min_tokens`,
 temperature, min-p, top-k, top-p, then Gumbel-max (see `noise`).
 """
 
@@ -43,11 +44,19 @@ class Sampled:
 class Sampler:
     """Holds this rank's slice [vocab_start, vocab_end) of the vocabulary."""
 
-    def __init__(self, collectives: Collectives, vocab_start: int, vocab_end: int, eos_ids: frozenset[int]) -> None:
+    def __init__(
+        self,
+        collectives: Collectives,
+        vocab_start: int,
+        vocab_end: int,
+        eos_ids: frozenset[int],
+        device: torch.device | None = None,
+    ) -> None:
+        """`device`: where logits will be; the CPU when not told."""
         self._collectives = collectives
         self._start, self._end = vocab_start, vocab_end
         self._eos_ids = eos_ids
-        self._widest = int(self._gather(torch.tensor([vocab_end - vocab_start])).max())
+        self._widest = int(self._gather(torch.tensor([vocab_end - vocab_start], device=device)).max())
         """The longest slice of any rank: a whole row is gathered in this many columns."""
 
     def sample(self, logits: Tensor, rows: Sequence[SamplingRow]) -> Sampled:
@@ -73,15 +82,17 @@ class Sampler:
         if not drawn:
             return
         settings = [rows[i].sampling for i in drawn]
-        scores = logits[drawn] / self._column([s.temperature for s in settings], logits)
+        places = _moved(drawn, logits)
+        scores = logits[places] / self._column([s.temperature for s in settings], logits)
         cut = [j for j, s in enumerate(settings) if s.top_k > 0 or s.top_p < 1 or s.min_p > 0]
         if cut:
-            kept = scores[cut]
+            cuts = _moved(cut, logits)
+            kept = scores[cuts]
             threshold = self._thresholds(kept, [settings[j] for j in cut])
-            scores[cut] = kept.masked_fill(kept < threshold.to(kept.device), float("-inf"))
+            scores[cuts] = kept.masked_fill(kept < threshold, float("-inf"))
         seeds = [s.seed for s in settings]
         scores += gumbel(seeds, [len(rows[i].tokens) for i in drawn], self._start, scores.shape[1], scores.device)
-        logits[drawn] = scores
+        logits[places] = scores
 
     def _thresholds(self, scores: Tensor, settings: Sequence[Sampling]) -> Tensor:
         """float32 [S, 1]: the least score each row keeps under min-p, top-k and top-p, in this order."""
@@ -89,28 +100,28 @@ class Sampler:
         ks = [s.top_k for s in settings]
         if any(ks):
             ordered = self._candidates(scores, max(ks))
-            k = torch.tensor([k if 0 < k <= ordered.shape[1] else ordered.shape[1] for k in ks])
-            limited = torch.tensor([0 < k <= ordered.shape[1] for k in ks])
-            kth = ordered.gather(1, (k - 1)[:, None])
-            least = torch.where(limited[:, None], torch.maximum(least, kth), least)
+            most = ordered.shape[1]
+            k = _moved([k if 0 < k <= most else most for k in ks], scores)[:, None]
+            limited = _moved([0 < k <= most for k in ks], scores)[:, None]
+            least = torch.where(limited, torch.maximum(least, ordered.gather(1, k - 1)), least)
         if any(s.top_p < 1 for s in settings):
             least = self._least_top_p(scores, least, [s.top_p for s in settings])
         return least
 
     def _least_min_p(self, scores: Tensor, settings: Sequence[Sampling]) -> Tensor:
-        least = torch.full((len(settings), 1), float("-inf"))
+        least = torch.full((len(settings), 1), float("-inf"), device=scores.device)
         if any(s.min_p > 0 for s in settings):
             highest = self._gather(scores.amax(dim=1, keepdim=True)).amax(dim=0)
-            least = highest + torch.tensor([[s.min_p] for s in settings]).log()
+            least = highest + self._column([s.min_p for s in settings], scores).log()
         return least
 
     def _least_top_p(self, scores: Tensor, least: Tensor, top_ps: Sequence[float]) -> Tensor:
         """The score of the last token of each row's nucleus: the likeliest ones that together reach top_p."""
         ordered = self._candidates(scores, CANDIDATES)
         highest = ordered[:, :1]
-        kept = (scores - highest.to(scores.device)).exp().masked_fill(scores < least.to(scores.device), 0.0)
+        kept = (scores - highest).exp().masked_fill(scores < least, 0.0)
         total = self._gather(kept.sum(dim=1, keepdim=True)).sum(dim=0)
-        targets = torch.tensor(top_ps)[:, None]
+        targets = self._column(top_ps, scores)
 
         def before(values: Tensor) -> Tensor:
             """Probability of all that is likelier, for each of the sorted `values`."""
@@ -131,13 +142,13 @@ class Sampler:
         """Whether every row's nucleus ends above what any rank held back. The same answer on all ranks."""
         count = min(CANDIDATES, scores.shape[1])
         held_back = scores.topk(count, dim=1).values[:, -1:] if count < scores.shape[1] else None
-        missing = torch.full((len(scores), 1), float("-inf")) if held_back is None else held_back.cpu()
+        missing = torch.full_like(scores[:, :1], float("-inf")) if held_back is None else held_back
         limit = self._gather(missing).amax(dim=0)
         outside = (before >= targets) & (ordered >= limit)
         return bool((outside.any(dim=1, keepdim=True) | (targets >= 1) | limit.isneginf()).all())
 
     def _candidates(self, scores: Tensor, count: int) -> Tensor:
-        """float32 [S, n]: the `count` highest scores of each rank together, sorted, highest first; on the CPU."""
+        """float32 [S, n]: the `count` highest scores of each rank together, sorted, highest first."""
         # Ranks hold slices of different sizes; -inf fills up what a smaller one lacks.
         best = torch.full((len(scores), count), float("-inf"), device=scores.device)
         mine = min(count, scores.shape[1])
@@ -156,7 +167,7 @@ class Sampler:
     def _logprobs(self, raw: Tensor, tokens: Sequence[int], counts: Sequence[int]) -> list[TokenLogprobs]:
         """Log-probabilities of the drawn and of the likeliest tokens, from untouched logits float32 [S, slice]."""
         highest = self._gather(raw.amax(dim=1, keepdim=True)).amax(dim=0)
-        total = self._gather((raw - highest.to(raw.device)).exp().sum(dim=1, keepdim=True)).sum(dim=0)
+        total = self._gather((raw - highest).exp().sum(dim=1, keepdim=True)).sum(dim=0)
         norm = (highest + total.log())[:, 0]
         chosen = torch.zeros(len(tokens), 1, device=raw.device)
         for i, token in enumerate(tokens):
@@ -182,15 +193,20 @@ class Sampler:
         return gathered[:, :, 0].gather(1, order), gathered[:, :, 1].gather(1, order).long()
 
     def _gather(self, mine: Tensor) -> Tensor:
-        """float32 [...] of every rank as [world, ...] on the CPU, bit for bit the same on all ranks.
+        """float32 [...] of every rank as [world, ...], bit for bit the same on all ranks.
 
         One all-reduce of a buffer that is zero but for the own part: adding zeros is exact, and the bare all-reduce is
         the cheapest collective there is. float32 holds ids exactly below 2**24.
         """
         everyone = torch.zeros(self._collectives.world, *mine.shape, dtype=torch.float32, device=mine.device)
         everyone[self._collectives.rank] = mine
-        return self._collectives.all_reduce(everyone).cpu()
+        return self._collectives.all_reduce(everyone)
 
     @staticmethod
     def _column(values: Sequence[float], like: Tensor) -> Tensor:
-        return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
+        return _moved(values, like).to(like.dtype)[:, None]
+
+
+def _moved(values: Sequence[float], like: Tensor) -> Tensor:
+    """A tensor of `values` beside `like`; the host does not wait for a GPU to have it."""
+    return torch.tensor(values).to(like.device, non_blocking=True)

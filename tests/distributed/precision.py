@@ -41,7 +41,7 @@ def sharded(collectives: Collectives, folder: str, pieces: list[list[int]], dtyp
         for piece in pieces:
             ids = torch.tensor(piece)
             tables = torch.arange(LENGTH // 16, dtype=torch.int32).repeat(LENGTH, 1)
-            engine.attention.begin(Batch(ids, places, places, tables, places.int(), LENGTH, LENGTH, [], places))
+            engine.attention.begin(Batch(ids, places, places, tables, places.int(), LENGTH, LENGTH, LENGTH, [], places))
             found.append(engine._model.logits(engine._model.hidden_states(ids, places)).clone())
     return torch.cat(found)
 

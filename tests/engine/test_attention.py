@@ -60,6 +60,7 @@ def test_decode_and_prefill_rows_attend_to_their_own_sequences(window: int | Non
         table_of=torch.tensor([0, 1, 2, 2, 2, 2, 2], dtype=torch.int32),
         decodes=2,
         longest=10,
+        longest_decode=10,
         chunks=[Row(3, start=3, count=5, samples=True, decode=False)],
         sampled=torch.tensor([0, 1, 6]),
     )
@@ -94,6 +95,7 @@ def test_a_single_decode_row_with_a_single_head_keeps_its_shape() -> None:
             table_of=torch.tensor([0], dtype=torch.int32),
             decodes=1,
             longest=1,
+            longest_decode=1,
             chunks=[],
             sampled=torch.tensor([0]),
         )
