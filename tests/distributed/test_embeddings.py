@@ -28,7 +28,7 @@ def embed(length: int, place: int) -> Submit:
 
 
 def generate(i: int) -> Submit:
-    sampling = Sampling(seed=i, max_tokens=8, temperature=1.0, ignore_eos=True)
+    sampling = Sampling(seed=i, max_tokens=30, temperature=1.0, ignore_eos=True)
     return Submit(id=f"g{i}", prompt=prompt(20 + i), sampling=sampling)
 
 
