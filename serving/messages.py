@@ -4,6 +4,7 @@ Three wires: the link between gateway and rank 0 (`Submit`, `Cancel`, `Beat` one
 the broadcast from rank 0 to its followers (`StepPlan`), and what the registry stores (`Snapshot`).
 """
 
+import struct
 from typing import Literal
 
 import msgspec
@@ -50,6 +51,15 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """-1: none; 0: of the chosen token; n: of the n likeliest besides. Taken before penalties and temperature."""
 
 
+class Pooling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How a prompt's last hidden states (behind the final norm) become one vector. Such a request draws no token."""
+
+    how: Literal["mean", "last", "first"] = "mean"
+    """Over all tokens, or that of the last or the first one."""
+    normalize: bool = False
+    """Scaled to a Euclidean length of 1."""
+
+
 # ---------------------------------------------------------------- link: gateway -> rank 0
 
 
@@ -62,6 +72,8 @@ class Submit(Message, frozen=True, kw_only=True):
     sampling: Sampling
     priority: int = 0
     """Lower runs first; equals run in order of arrival."""
+    pooling: Pooling | None = None
+    """Set: the answer is a vector, and of `sampling` nothing counts."""
 
 
 class Cancel(Message, frozen=True, kw_only=True):
@@ -105,6 +117,8 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The engine refuses it: a sentence for the caller."""
     cached_tokens: int = 0
     """With the first token: prompt tokens that came from the prefix cache."""
+    embedding: bytes | None = None
+    """The vector of a request with `pooling`, float32, little-endian (see `floats`); comes once, with `finish`."""
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -162,6 +176,7 @@ class NewSequence(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """Prompt, then what was emitted in an earlier generation."""
     prompt_len: int
     sampling: Sampling
+    pooling: Pooling | None = None
 
 
 class Chunk(msgspec.Struct, frozen=True, array_like=True):
@@ -192,7 +207,7 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     decode: list[int] = []
     """Handles that compute exactly their newest token."""
     prefill: list[Chunk] = []
-    """A chunk that reaches the sequence's end samples a token; any other does not."""
+    """A chunk that reaches the sequence's end samples a token, or completes its vector; any other does not."""
     stop: bool = False
 
     @property
@@ -261,6 +276,11 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 def encode(message: msgspec.Struct) -> bytes:
     """MessagePack bytes of any struct here."""
     return _encoder.encode(message)
+
+
+def floats(embedding: bytes) -> list[float]:
+    """The numbers of a `Delta.embedding`."""
+    return list(struct.unpack(f"<{len(embedding) // 4}f", embedding))
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -7,6 +7,7 @@ resumed request must go on exactly where it was, and each test can work out the 
 import asyncio
 import contextlib
 import hashlib
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -41,6 +42,11 @@ def token_at(seed: int, prompt: list[int], position: int) -> int:
     """What the engine "samples" at a position of the whole sequence; never a special token."""
     digest = hashlib.blake2b(repr((seed, prompt, position)).encode(), digest_size=4).digest()
     return 100 + int.from_bytes(digest, "big") % (VOCABULARY - 100)
+
+
+def vector_of(prompt: list[int], how: str) -> list[float]:
+    """What the engine "pools": numbers that tell the prompt and the pooling, exact in float32."""
+    return [float(len(prompt)), float(prompt[0]), float(prompt[-1]), float(("mean", "last", "first").index(how))]
 
 
 def answer(seed: int, prompt: list[int], count: int) -> list[int]:
@@ -154,6 +160,10 @@ class FakeEngine:
         if self.behaviour.refuse is not None:
             del self.running[one.submit.id]
             return Delta(id=one.submit.id, error=self.behaviour.refuse)
+        if one.submit.pooling is not None and self.behaviour.max_emitted:
+            del self.running[one.submit.id]
+            vector = vector_of(one.submit.prompt, one.submit.pooling.how)
+            return Delta(id=one.submit.id, embedding=struct.pack("<4f", *vector), finish="stop")
         tokens: list[int] = []
         finish: FinishReason | None = None
         while finish is None and len(tokens) < self.behaviour.tokens_per_step:

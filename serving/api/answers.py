@@ -175,6 +175,31 @@ class PredictEvent(Answer, frozen=True, kw_only=True):
     """With a continuation's last event."""
 
 
+class EmbeddingUsage(Answer, frozen=True, kw_only=True):
+    """Token counts."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embedding(Answer, frozen=True, kw_only=True):
+    """The vector of one input."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+    """Numbers, or base64 of float32 (little-endian)."""
+
+
+class EmbeddingList(Answer, frozen=True, kw_only=True):
+    """Answer of `/v1/embeddings`."""
+
+    object: Literal["list"] = "list"
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
+
+
 class ModelCard(Answer, frozen=True, kw_only=True):
     """A model that is served."""
 

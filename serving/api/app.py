@@ -11,6 +11,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from serving.api.auth import KeyFile, KeyGuard
+from serving.api.embeddings import Embeddings
 from serving.api.errors import ErrorBoundary, hand_on
 from serving.api.metrics import Metrics
 from serving.api.openai import OpenAI
@@ -34,6 +35,7 @@ def create_app(service: Service, config: Config, ip: str = "127.0.0.1") -> Starl
         Route("/predict", Predict(service, preparer, config).predict, methods=["POST"]),
         Route("/v1/completions", openai.completions, methods=["POST"]),
         Route("/v1/chat/completions", openai.chat, methods=["POST"]),
+        Route("/v1/embeddings", Embeddings(service, preparer, config).embeddings, methods=["POST"]),
         Route("/v1/models", openai.models),
         Route("/v1/models/{model:path}", openai.model),
         Route("/healthz", pages.healthz),

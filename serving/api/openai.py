@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 from starlette.requests import Request
@@ -23,7 +23,7 @@ from serving.api.answers import (
     ModelList,
     Usage,
 )
-from serving.api.prepare import Length, Preparer, Source
+from serving.api.prepare import Length, Preparer, Source, sources
 from serving.api.render import chat_logprobs, text_logprobs, usage
 from serving.api.responses import json_response
 from serving.api.schema import ChatRequest, CompletionRequest, OpenAIFields
@@ -31,7 +31,6 @@ from serving.api.sse import EventStream, collect
 from serving.config import Config
 from serving.gateway.generation import Choice, Generation, GenerationRequest, Piece
 from serving.gateway.service import Service
-from serving.messages import TokenId
 
 _DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default for completions; a chat's answer may take all that fits."""
@@ -71,7 +70,7 @@ class OpenAI:
         self._check(body)
         prepared = await self._preparer.request(
             "cmpl",
-            _sources(body),
+            sources(body.prompt, "prompt"),
             body,
             length=Length(body.max_tokens, _DEFAULT_COMPLETION_TOKENS, "max_tokens"),
             logprobs=-1 if body.logprobs is None else body.logprobs,
@@ -182,16 +181,6 @@ def _fields(stamp: Stamp) -> dict[str, Any]:
 
 def _usage(generation: Generation) -> Usage:
     return usage(generation.choices, generation.request.n)
-
-
-def _sources(body: CompletionRequest) -> list[Source]:
-    prompt = body.prompt
-    if isinstance(prompt, str):
-        return [Source(prompt, "prompt")]
-    if not prompt or isinstance(prompt[0], int):
-        return [Source(cast("list[TokenId]", prompt), "prompt")]
-    several = cast("list[str | list[TokenId]]", prompt)
-    return [Source(one, f"prompt.{place}") for place, one in enumerate(several)]
 
 
 def _chat_length(body: ChatRequest) -> Length:

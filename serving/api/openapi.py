@@ -9,6 +9,7 @@ from serving.api.answers import (
     ChatChunk,
     ChatCompletion,
     Completion,
+    EmbeddingList,
     ErrorAnswer,
     Health,
     ModelCard,
@@ -17,16 +18,17 @@ from serving.api.answers import (
     Prediction,
     Status,
 )
-from serving.api.schema import ChatRequest, CompletionRequest, Fields, PredictRequest
+from serving.api.schema import ChatRequest, CompletionRequest, EmbeddingRequest, Fields, PredictRequest
 
 _REF = "#/components/schemas/{name}"
-_REQUESTS: tuple[type[Fields], ...] = (PredictRequest, CompletionRequest, ChatRequest)
+_REQUESTS: tuple[type[Fields], ...] = (PredictRequest, CompletionRequest, ChatRequest, EmbeddingRequest)
 _ANSWERS: tuple[type[msgspec.Struct], ...] = (
     Prediction,
     PredictEvent,
     Completion,
     ChatCompletion,
     ChatChunk,
+    EmbeddingList,
     ModelList,
     ModelCard,
     Health,
@@ -76,6 +78,7 @@ def _paths() -> Json:
         "/predict": {"post": _post("Continue prompts and chats", PredictRequest, Prediction, PredictEvent)},
         "/v1/completions": {"post": _post("Continue prompts", CompletionRequest, Completion, Completion)},
         "/v1/chat/completions": {"post": _post("Answer a chat", ChatRequest, ChatCompletion, ChatChunk)},
+        "/v1/embeddings": {"post": _post("Vectors of texts", EmbeddingRequest, EmbeddingList)},
         "/v1/models": {"get": _get("The served model", ModelList, 401)},
         "/v1/models/{model}": {"get": _get("One model", ModelCard, 401, 404) | {"parameters": [_MODEL_PARAMETER]}},
         "/healthz": {"get": _get("Does the gateway live?", Health)},
@@ -90,12 +93,18 @@ def _paths() -> Json:
 _MODEL_PARAMETER = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
 
 
-def _post(summary: str, body: type[Fields], answer: type[msgspec.Struct], event: type[msgspec.Struct]) -> Json:
-    content = {"application/json": {"schema": _ref(answer)}, "text/event-stream": {"itemSchema": _ref(event)}}
+def _post(
+    summary: str, body: type[Fields], answer: type[msgspec.Struct], event: type[msgspec.Struct] | None = None
+) -> Json:
+    content = {"application/json": {"schema": _ref(answer)}}
+    if event is not None:
+        content["text/event-stream"] = {"itemSchema": _ref(event)}
     return {
         "summary": summary,
         "requestBody": {"required": True, "content": {"application/json": {"schema": _ref(body)}}},
-        "responses": {"200": {"description": "The answer, or a stream of it.", "content": content}}
+        "responses": {
+            "200": {"description": "The answer, or a stream of it." if event else "The answer.", "content": content}
+        }
         | _errors(_POST_ERRORS),
     }
 

@@ -12,6 +12,7 @@ from serving.api.schema import (
     ChatMessage,
     ChatRequest,
     CompletionRequest,
+    EmbeddingRequest,
     Fields,
     PredictParameters,
     PredictRequest,
@@ -27,6 +28,7 @@ _READ_ON = 4
 """A body over the limit is read on and thrown away up to that many times it: a client still sending sees no answer."""
 _SHAPES = {
     "prompt": "must be a string, a list of strings, a list of token ids, or a list of lists of token ids",
+    "input": "must be a string, a list of strings, a list of token ids, or a list of lists of token ids",
     "inputs": "must be a string, or a list of strings and chats (a chat is a list of messages)",
     "stop": "must be a string or a list of strings",
     "content": "must be a string or a list of text parts",
@@ -36,6 +38,7 @@ _MODELS: tuple[type[Fields], ...] = (
     PredictRequest,
     PredictParameters,
     CompletionRequest,
+    EmbeddingRequest,
     ChatRequest,
     ChatMessage,
     TextPart,

@@ -3,16 +3,16 @@
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from serving.api.parse import given, param_error
-from serving.api.schema import ChatMessage, SamplingFields
+from serving.api.schema import ChatMessage, EmbeddingRequest, SamplingFields
 from serving.config import Config
 from serving.errors import NotFound
 from serving.gateway.generation import GenerationRequest, Prompt
 from serving.gateway.tokenizer import Tokenizer
 from serving.logs import request_id
-from serving.messages import Sampling, TokenId
+from serving.messages import Pooling, Sampling, TokenId
 
 _SEED_MASK = 2**63 - 1
 
@@ -25,6 +25,16 @@ class Source:
     param: str
 
 
+def sources(given: str | Sequence[str] | Sequence[TokenId] | Sequence[list[TokenId]], param: str) -> list[Source]:
+    """The prompts of a field that takes one or several, as text or as token ids."""
+    if isinstance(given, str):
+        return [Source(given, param)]
+    if not given or isinstance(given[0], int):
+        return [Source(cast("list[TokenId]", given), param)]
+    several = cast("list[str | list[TokenId]]", given)
+    return [Source(one, f"{param}.{place}") for place, one in enumerate(several)]
+
+
 @dataclass(frozen=True, slots=True)
 class Length:
     """How long an answer may be, in tokens."""
@@ -34,6 +44,13 @@ class Length:
     """Stands in when none is asked for, shortened to what fits; None: all that fits."""
     param: str
     """Name of the field that asks."""
+
+
+def _new_id(prefix: str) -> str:
+    """An id of its own, which every line of the log has from now on."""
+    id_ = f"{prefix}-{uuid.uuid4().hex}"
+    request_id.set(id_)
+    return id_
 
 
 class Preparer:
@@ -65,12 +82,9 @@ class Preparer:
 
         `at` is the path of the sampling fields in the body, with a dot at its end. `logprobs` is -1 for none.
         """
-        id_ = f"{prefix}-{uuid.uuid4().hex}"
-        request_id.set(id_)
+        id_ = _new_id(prefix)
         n = fields.n or 1
-        if len(sources) * n > self._max_inputs:
-            at_most = f"{len(sources)} prompts times n={n} are over this server's limit of {self._max_inputs}"
-            raise param_error(sources[0].param.partition(".")[0], at_most)
+        self._check_count(sources, n)
         self._check_ids(fields, at)
         prompts = []
         for source in sources:
@@ -91,6 +105,34 @@ class Preparer:
             priority=fields.priority or 0,
             stream=stream,
         )
+
+    async def embedding(self, fields: EmbeddingRequest) -> GenerationRequest:
+        """The request for a vector of each input, or `InvalidRequest` naming the field."""
+        id_ = _new_id("embd")
+        inputs = sources(fields.input, "input")
+        self._check_count(inputs, 1)
+        return GenerationRequest(
+            id=id_,
+            prompts=[Prompt(await self._whole(source), max_tokens=1) for source in inputs],
+            sampling=Sampling(seed=0, max_tokens=1),
+            seed=0,
+            timeout_s=fields.timeout_s,
+            priority=fields.priority or 0,
+            pooling=Pooling(how=fields.pooling or "mean", normalize=bool(fields.normalize)),
+        )
+
+    async def _whole(self, source: Source) -> list[TokenId]:
+        """Tokens that may fill the context: no answer follows them."""
+        tokens, holds = await self._tokens(source), self._model.max_model_len
+        if len(tokens) > holds:
+            message = f"the input has {len(tokens)} tokens; this model's context holds {holds}"
+            raise param_error(source.param, message, "context_length_exceeded")
+        return tokens
+
+    def _check_count(self, sources: Sequence[Source], n: int) -> None:
+        if len(sources) * n > self._max_inputs:
+            at_most = f"{len(sources)} prompts times n={n} are over this server's limit of {self._max_inputs}"
+            raise param_error(sources[0].param.partition(".")[0], at_most)
 
     async def _tokens(self, source: Source) -> list[TokenId]:
         content, param = source.content, source.param

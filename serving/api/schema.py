@@ -141,6 +141,29 @@ class CompletionRequest(OpenAIFields):
     suffix: Literal[""] | None = None
 
 
+class EmbeddingRequest(Fields):
+    """Body of `POST /v1/embeddings`."""
+
+    input: str | list[str] | list[Token] | list[list[Token]]
+    """Text or token ids, one or several; the answer has as many vectors, in the same order. Nothing is cut off."""
+    model: str | None = None
+    """The served model's name; may be left out."""
+    encoding_format: Literal["float", "base64"] | None = None
+    """base64: of the float32 numbers, little-endian."""
+    dimensions: None = None
+    """Vectors have the model's own size."""
+    pooling: Literal["mean", "last", "first"] | None = None
+    """Of the last hidden states: their mean (the default), that of the last token, or of the first one."""
+    normalize: bool | None = None
+    """Scale each vector to a length of 1; false is the default."""
+    timeout_s: float | None = Field(default=None, gt=0, le=86_400)
+    """Give up after that many seconds."""
+    priority: int | None = Field(default=None, ge=-(2**31), lt=2**31)
+    """Lower runs first; 0 is the default."""
+    user: str | None = None
+    """Taken and not used."""
+
+
 class TextFormat(Fields):
     """The only response format there is."""
 

@@ -30,7 +30,7 @@ def lead(
         sampled = runner.execute(plan)
         if plan.computes:
             ready = time.perf_counter()
-            outbox.emit(scheduler.complete(plan, sampled.tokens, sampled.logprobs))
+            outbox.emit(scheduler.complete(plan, sampled.tokens, sampled.logprobs, sampled.embeddings))
             outbox.account(sent, plan=planned - began, broadcast=told - planned, emit=time.perf_counter() - ready)
         outbox.pulse()
     broadcast.send(scheduler.farewell())

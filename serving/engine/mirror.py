@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from serving.errors import ProtocolError
-from serving.messages import Chunk, NewSequence, Sampling, StepPlan, TokenId
+from serving.messages import Chunk, NewSequence, Pooling, Sampling, StepPlan, TokenId
 
 
 @dataclass(slots=True, kw_only=True)
@@ -21,6 +21,7 @@ class MirroredSequence:
     """Prompt, then all that was emitted."""
     prompt_len: int
     sampling: Sampling
+    pooling: Pooling | None = None
     blocks: list[int] = field(default_factory=list)
     """Block table: position p is in `blocks[p // block_size]`."""
     computed: int = 0
@@ -38,6 +39,8 @@ class Row(msgspec.Struct, frozen=True, gc=False):
     """Whether the sequence's next token is drawn after this row."""
     decode: bool
     """Whether the row comes from `plan.decode`; such rows lead, with a `count` of 1."""
+    pooled: bool = False
+    """Whether its sequence becomes a vector: no token is ever drawn for it."""
 
 
 class _Extent(msgspec.Struct, frozen=True, gc=False):
@@ -46,6 +49,7 @@ class _Extent(msgspec.Struct, frozen=True, gc=False):
     length: int
     computed: int
     blocks: int
+    pooled: bool
 
 
 class Mirror:
@@ -75,7 +79,7 @@ class Mirror:
             self.sequences[handle].computed = 0
         for new in plan.new:
             self.sequences[new.handle] = MirroredSequence(
-                tokens=list(new.tokens), prompt_len=new.prompt_len, sampling=new.sampling
+                tokens=list(new.tokens), prompt_len=new.prompt_len, sampling=new.sampling, pooling=new.pooling
             )
         for handle, blocks in plan.placed.items():
             self.sequences[handle].blocks.extend(blocks)
@@ -135,7 +139,7 @@ class Mirror:
                 f"decode of handle {handle}, of whose {extent.length} tokens {extent.computed} are computed"
             )
         self._check_room(handle, extent, extent.length)
-        return Row(handle, extent.computed, 1, samples=True, decode=True)
+        return Row(handle, extent.computed, 1, samples=not extent.pooled, decode=True, pooled=extent.pooled)
 
     def _prefill_row(self, chunk: Chunk, extent: _Extent) -> Row:
         handle, start, count = chunk.handle, chunk.start, chunk.count
@@ -145,7 +149,8 @@ class Mirror:
         if extent.computed and start != extent.computed:
             raise ProtocolError(f"chunk of handle {handle} starts at {start}, and {extent.computed} are computed")
         self._check_room(handle, extent, end)
-        return Row(handle, start, count, samples=end == extent.length, decode=False)
+        samples = end == extent.length and not extent.pooled
+        return Row(handle, start, count, samples=samples, decode=False, pooled=extent.pooled)
 
     def _check_room(self, handle: int, extent: _Extent, end: int) -> None:
         if self._block_size is not None and end > extent.blocks * self._block_size:
@@ -179,13 +184,15 @@ def _check_new(sequences: dict[int, MirroredSequence], new: NewSequence) -> None
 def _changed_extents(sequences: dict[int, MirroredSequence], plan: StepPlan) -> dict[int, _Extent | None]:
     """Extents of the sequences that the plan's differences touch; None for those that are gone."""
     changed: dict[int, _Extent | None] = dict.fromkeys(plan.finished)
-    changed.update((handle, _Extent(len(sequences[handle].tokens), 0, 0)) for handle in plan.preempted)
-    changed.update((new.handle, _Extent(len(new.tokens), 0, 0)) for new in plan.new)
+    for handle in plan.preempted:
+        sequence = sequences[handle]
+        changed[handle] = _Extent(len(sequence.tokens), 0, 0, sequence.pooling is not None)
+    changed.update((new.handle, _Extent(len(new.tokens), 0, 0, new.pooling is not None)) for new in plan.new)
     for handle, blocks in plan.placed.items():
         before = changed.get(handle) or _extent_of(sequences[handle])
-        changed[handle] = _Extent(before.length, before.computed, before.blocks + len(blocks))
+        changed[handle] = _Extent(before.length, before.computed, before.blocks + len(blocks), before.pooled)
     return changed
 
 
 def _extent_of(sequence: MirroredSequence) -> _Extent:
-    return _Extent(len(sequence.tokens), sequence.computed, len(sequence.blocks))
+    return _Extent(len(sequence.tokens), sequence.computed, len(sequence.blocks), sequence.pooling is not None)

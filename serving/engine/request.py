@@ -7,7 +7,7 @@ from enum import Enum
 
 from serving.engine.blocks import BlockTable
 from serving.errors import ProtocolError
-from serving.messages import FinishReason, NewSequence, RequestId, Sampling, Submit, TokenId
+from serving.messages import FinishReason, NewSequence, Pooling, RequestId, Sampling, Submit, TokenId
 
 
 class State(Enum):
@@ -43,6 +43,8 @@ class Request:
     """Length at which it ends, in tokens; the last one is emitted but never computed."""
     stop_ids: frozenset[TokenId]
     """Tokens that end it."""
+    pooling: Pooling | None = None
+    """Set: it ends when its prompt is computed, with a vector and no token."""
     table: BlockTable = field(default_factory=BlockTable)
     computed: int = 0
     """Leading tokens whose keys and values are in its blocks."""
@@ -66,7 +68,11 @@ class Request:
     def announcement(self) -> NewSequence:
         """What followers are told of it, once."""
         return NewSequence(
-            handle=self.handle, tokens=self.tokens.copy(), prompt_len=self.prompt_len, sampling=self.sampling
+            handle=self.handle,
+            tokens=self.tokens.copy(),
+            prompt_len=self.prompt_len,
+            sampling=self.sampling,
+            pooling=self.pooling,
         )
 
     def finish_reason(self) -> FinishReason | None:
@@ -91,7 +97,9 @@ class Limits:
         length, sampling = len(submit.prompt), submit.sampling
         if not length:
             return "the prompt is empty"
-        if length >= self.max_model_len:
+        if submit.pooling is not None and length > self.max_model_len:
+            return f"the prompt has {length} tokens; {self.max_model_len} fit the model"
+        if submit.pooling is None and length >= self.max_model_len:
             return f"the prompt has {length} tokens; with at least one to answer, {self.max_model_len} fit the model"
         named = [*submit.prompt, *submit.emitted, *sampling.logit_bias, *sampling.stop_token_ids]
         if min(named) < 0 or max(named) >= self.vocab_size:
@@ -114,9 +122,12 @@ class Limits:
             tokens=[*submit.prompt, *submit.emitted],
             limit=self._length(submit),
             stop_ids=stops if submit.sampling.ignore_eos else stops | self.eos_token_ids,
+            pooling=submit.pooling,
         )
 
     def _length(self, submit: Submit) -> int:
+        if submit.pooling is not None:  # all of the prompt is computed, and the token behind it never comes
+            return len(submit.prompt) + 1
         return min(len(submit.prompt) + submit.sampling.max_tokens, self.max_model_len)
 
 

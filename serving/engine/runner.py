@@ -1,5 +1,6 @@
 """Plan -> tensors -> forward -> tokens: what every rank computes in a step, the same everywhere."""
 
+import dataclasses
 import time
 from collections import defaultdict
 
@@ -9,6 +10,7 @@ from serving.engine.attention import BatchAttention
 from serving.engine.batch import build_batch
 from serving.engine.mirror import Mirror
 from serving.engine.model import ShardedModel
+from serving.engine.pooling import Pools
 from serving.engine.sampler import Sampled, Sampler, SamplingRow
 from serving.messages import StepPlan
 
@@ -22,6 +24,7 @@ class Runner:
         self._sampler = sampler
         self._block_size = block_size
         self._mirror = Mirror(block_size)
+        self._pools = Pools()
         self.seconds: defaultdict[str, float] = defaultdict(float)
         """Time spent so far, by phase: forward, sample."""
         self.busy_since: float | None = None
@@ -39,6 +42,7 @@ class Runner:
     def _execute(self, plan: StepPlan) -> Sampled:
         began = time.perf_counter()
         self._mirror.apply(plan)
+        self._pools.forget((*plan.finished, *plan.preempted))
         rows = self._mirror.rows(plan)
         if not rows:
             return Sampled([], None)
@@ -47,10 +51,11 @@ class Runner:
         hidden = self._model.hidden_states(batch.input_ids, batch.positions)
         drawn = [self._mirror.sequences[row.handle] for row in rows if row.samples]
         logits = self._model.logits(hidden[batch.sampled]) if drawn else None
+        embeddings = self._pools.take(rows, self._mirror.sequences, hidden)
         computed = time.perf_counter()
         asked = [SamplingRow(s.sampling, s.tokens, s.prompt_len) for s in drawn]
         sampled = Sampled([], None) if logits is None else self._sampler.sample(logits, asked)
         self._mirror.commit(plan, sampled.tokens)
         self.seconds["forward"] += computed - began
         self.seconds["sample"] += time.perf_counter() - computed
-        return sampled
+        return dataclasses.replace(sampled, embeddings=embeddings) if embeddings else sampled

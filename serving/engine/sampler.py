@@ -39,6 +39,8 @@ class Sampled:
     tokens: list[int]
     logprobs: list[TokenLogprobs | None] | None
     """None when no row asked."""
+    embeddings: Sequence[bytes] = ()
+    """Vectors that the step completed, in order of rows."""
 
 
 class Sampler:

@@ -169,7 +169,8 @@ class Scheduler:
             request = self._waiting.head()
             if request is None:
                 return
-            hits = self._blocks.match(request.table, request.tokens)
+            # A vector may need each position's hidden state, which the cache does not keep.
+            hits = [] if request.pooling else self._blocks.match(request.table, request.tokens)
             if not self._fits(request, hits):
                 return
             self._waiting.pop()
@@ -225,35 +226,49 @@ class Scheduler:
         return self._number
 
     def complete(
-        self, plan: StepPlan, tokens: Sequence[TokenId], logprobs: Sequence[TokenLogprobs | None] | None = None
+        self,
+        plan: StepPlan,
+        tokens: Sequence[TokenId],
+        logprobs: Sequence[TokenLogprobs | None] | None = None,
+        embeddings: Sequence[bytes] = (),
     ) -> dict[Hashable, list[Delta]]:
-        """Take in what a plan's rows sampled; returns what to tell each owner.
+        """Take in what a plan's rows sampled and pooled; returns what to tell each owner.
 
         `tokens` (and `logprobs`, if any) belong to `plan.decode` in order, then to those chunks of `plan.prefill` that
-        reach their sequence's end. Raises ProtocolError, with nothing changed, when plan or number of tokens is wrong.
+        reach their sequence's end, without the rows that pool: theirs are the `embeddings`, in the same order. Raises
+        ProtocolError, with nothing changed, when plan or numbers are wrong.
         """
-        rows = self._close(plan, len(tokens))
+        rows = self._close(plan, len(tokens), len(embeddings))
         drawn = zip(tokens, [None] * len(tokens) if logprobs is None else logprobs, strict=True)
+        vectors = iter(embeddings)
         deltas: dict[Hashable, list[Delta]] = {}
         for request, count in rows:
             request.computed += count
-            sampled = next(drawn) if request.computed == len(request.tokens) else None
+            complete = request.computed == len(request.tokens)
+            vector = next(vectors) if complete and request.pooling else None
+            sampled = next(drawn) if complete and not request.pooling else None
             if request.state is State.ENDED:  # cancelled while it was computed
                 continue
             self._blocks.publish(request.table, request.tokens, request.computed)
             if sampled is not None:
                 deltas.setdefault(request.owner, []).append(self._emit(request, *sampled))
+            if vector is not None:
+                self._end(request)
+                deltas.setdefault(request.owner, []).append(Delta(id=request.id, embedding=vector, finish="stop"))
         self._decode_tokens += len(plan.decode)
         self._prefill_tokens += sum(chunk.count for chunk in plan.prefill)
         return deltas
 
-    def _close(self, plan: StepPlan, sampled: int) -> list[tuple[Request, int]]:
+    def _close(self, plan: StepPlan, sampled: int, pooled: int) -> list[tuple[Request, int]]:
         """The rows that were in flight, once the answer is known to belong to them."""
         if (plan.generation, plan.number) != (self._generation, self._number):
             raise ProtocolError(f"step {plan.number} is not the one in flight, {self._number}")
-        expected = sum(request.computed + count == len(request.tokens) for request, count in self._in_flight)
-        if sampled != expected:
-            raise ProtocolError(f"step {plan.number} samples {expected} tokens, not {sampled}")
+        complete = [row for row, count in self._in_flight if row.computed + count == len(row.tokens)]
+        vectors = sum(row.pooling is not None for row in complete)
+        if sampled != len(complete) - vectors:
+            raise ProtocolError(f"step {plan.number} samples {len(complete) - vectors} tokens, not {sampled}")
+        if pooled != vectors:
+            raise ProtocolError(f"step {plan.number} completes {vectors} vectors, not {pooled}")
         rows, self._in_flight = self._in_flight, []
         return rows
 

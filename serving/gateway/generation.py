@@ -18,7 +18,7 @@ from serving.errors import GangwayError
 from serving.gateway.detokenizer import Detokenizer
 from serving.gateway.journal import Entry
 from serving.gateway.stops import StopFinder
-from serving.messages import Delta, FinishReason, RequestId, Sampling, TokenId, TokenLogprobs
+from serving.messages import Delta, FinishReason, Pooling, RequestId, Sampling, TokenId, TokenLogprobs
 
 _SEED_BITS = 63
 
@@ -48,6 +48,8 @@ class GenerationRequest:
     priority: int = 0
     stream: bool = False
     """Wake the reader at each step, not only at the end."""
+    pooling: Pooling | None = None
+    """Set: each prompt becomes a vector (`Choice.embedding`) and no text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,8 @@ class Choice:
         """Tokens computed for it, an end-of-sequence token included."""
         self.first_token_at: float | None = None
         self.last_token_at = 0.0
+        self.embedding: bytes | None = None
+        """The vector of a request with `pooling`, once `finish_reason` is set."""
         self._detokenizer = detokenizer
         self._stops = StopFinder(stop) if stop else None
         self._texts: list[str] = []
@@ -93,6 +97,7 @@ class Choice:
 
     def push(self, delta: Delta) -> bool:
         """Take what a step brought. True: a stop string ended it, and the engine need not go on."""
+        self.embedding = delta.embedding
         textual = delta.tokens[:-1] if delta.finish == "stop" else delta.tokens
         for place, token in enumerate(textual):
             self._push_token(token, delta.logprobs[place] if delta.logprobs else None)
@@ -231,7 +236,7 @@ def sequences(request: GenerationRequest) -> list[Entry]:
                 request.sampling, seed=child_seed(seed, child), max_tokens=prompt.max_tokens
             )
             index = place * request.n + child
-            entries.append(Entry(f"{request.id}-{index}", prompt.tokens, sampling, request.priority))
+            entries.append(Entry(f"{request.id}-{index}", prompt.tokens, sampling, request.priority, request.pooling))
     return entries
 
 

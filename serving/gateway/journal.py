@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from serving.errors import InvalidRequest, QueueFull
-from serving.messages import Delta, RequestId, Sampling, Submit, TokenId
+from serving.messages import Delta, Pooling, RequestId, Sampling, Submit, TokenId
 
 
 class State(enum.Enum):
@@ -73,6 +73,8 @@ class Entry:
     prompt: list[TokenId]
     sampling: Sampling
     priority: int = 0
+    pooling: Pooling | None = None
+    """A vector is computed anew after a restart: nothing of it is kept."""
     emitted: list[TokenId] = field(default_factory=list)
     """Tokens that the client has or will get, in order."""
     cached_tokens: int = 0
@@ -151,6 +153,7 @@ class Journal:
             emitted=list(entry.emitted),
             sampling=entry.sampling,
             priority=entry.priority,
+            pooling=entry.pooling,
         )
 
     def lose_link(self) -> None:

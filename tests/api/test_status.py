@@ -87,12 +87,22 @@ async def test_metrics_count_what_happened(group: FakeGroup) -> None:
 async def test_the_schema_covers_every_route_and_its_answers_are_valid(client: httpx.AsyncClient) -> None:
     document = (await client.get("/openapi.json")).json()
     assert document["openapi"].startswith("3.1")
-    routes = {"/predict", "/v1/completions", "/v1/chat/completions", "/v1/models", "/v1/status", "/metrics", "/"}
+    routes = {
+        "/predict",
+        "/v1/completions",
+        "/v1/chat/completions",
+        "/v1/embeddings",
+        "/v1/models",
+        "/v1/status",
+        "/metrics",
+        "/",
+    }
     assert routes < set(document["paths"])
     for path, body, name in (
         ("/predict", {"inputs": "x", "parameters": {"max_tokens": 2, "logprobs": 1}}, "Prediction"),
         ("/v1/completions", {"prompt": "x", "logprobs": 1}, "Completion"),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2}, "ChatCompletion"),
+        ("/v1/embeddings", {"input": "x"}, "EmbeddingList"),
         ("/predict", {}, "ErrorAnswer"),
     ):
         answer = (await client.post(path, json=body)).json()

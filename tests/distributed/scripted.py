@@ -28,6 +28,7 @@ class ScriptedLink:
         self.tokens: dict[str, list[int]] = {}
         self.logprobs: dict[str, list[TokenLogprobs]] = {}
         self.ends: dict[str, str] = {}
+        self.embeddings: dict[str, bytes] = {}
         self.stats: EngineStats | None = None
         self._settled = False
 
@@ -53,6 +54,8 @@ class ScriptedLink:
         for delta in message.deltas if isinstance(message, StepOutput) else []:
             self.tokens[delta.id] += delta.tokens
             self.logprobs.setdefault(delta.id, []).extend(delta.logprobs or [])
+            if delta.embedding is not None:
+                self.embeddings[delta.id] = delta.embedding
             end = delta.error or delta.finish
             if end is not None:
                 assert delta.id not in self.ends, "a request ends once"
@@ -89,6 +92,7 @@ def run_script(collectives: Collectives, folder: Path, script: Script, settings:
         "drawn": drawn,
         "tokens": link.tokens,
         "ends": link.ends,
+        "embeddings": link.embeddings,
         "logprobs": {id_: [(entry.chosen, entry.top) for entry in found] for id_, found in link.logprobs.items()},
         "preemptions": link.stats.preemptions,
         "prefix_hits": link.stats.prefix_hit_tokens,
