@@ -151,7 +151,7 @@ def _attention(config: Config, model: ShardedModel, num_blocks: int) -> BatchAtt
         return NativeAttention(shape, num_blocks, block_size, config.parallel.cpus_per_rank)
     cache = KVCache(shape, num_blocks, block_size, model.device)
     softcap = getattr(model.base.config, "attn_logit_softcapping", None)
-    return FlashAttention(cache) if flash.supports(shape, model.device, softcap) else RaggedAttention(cache)
+    return FlashAttention(cache) if flash.supports(shape, block_size, model.device, softcap) else RaggedAttention(cache)
 
 
 def _kv_shape(model: ShardedModel) -> KVShape:

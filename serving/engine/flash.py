@@ -14,12 +14,21 @@ from serving.engine.batch import Batch
 from serving.engine.kv_cache import KVCache, KVShape
 
 MOST_DIM = 256
+BLOCK = 256
+"""`engine.block_size` must be a multiple: what FlashAttention 2 asks of a paged cache."""
 
 
-def supports(shape: KVShape, device: torch.device, softcap: float | None) -> bool:
-    """Whether flash attention can do this model: half precision, and scores that are not capped."""
+def supports(shape: KVShape, block_size: int, device: torch.device, softcap: float | None) -> bool:
+    """Whether flash attention can do this model: half precision, large blocks, and scores that are not capped."""
     half = shape.dtype in {torch.bfloat16, torch.float16}
-    return device.type == "cuda" and half and softcap is None and shape.head_dim % 8 == 0 and shape.head_dim <= MOST_DIM
+    return (
+        device.type == "cuda"
+        and block_size % BLOCK == 0
+        and half
+        and softcap is None
+        and shape.head_dim % 8 == 0
+        and shape.head_dim <= MOST_DIM
+    )
 
 
 class FlashAttention:

@@ -33,21 +33,22 @@ def adjust(
     if sampling.repetition_penalty != 1.0:
         _repetition(row, sampling.repetition_penalty, tokens, first_id)
     if sampling.presence_penalty != 0.0 or sampling.frequency_penalty != 0.0:
-        counts = torch.bincount(_local(tokens[prompt_len:], first_id, row), minlength=len(row))
+        emitted = _local(tokens[prompt_len:], first_id, len(row))
+        counts = torch.bincount(emitted, minlength=len(row)).to(row.device, non_blocking=True)
         row -= sampling.frequency_penalty * counts + sampling.presence_penalty * (counts > 0)
     if len(tokens) - prompt_len < sampling.min_tokens:
         ends = set(sampling.stop_token_ids) | (set() if sampling.ignore_eos else eos_ids)
-        row[_local(sorted(ends), first_id, row)] = float("-inf")
+        row[_local(sorted(ends), first_id, len(row)).to(row.device, non_blocking=True)] = float("-inf")
 
 
 def _repetition(row: Tensor, penalty: float, tokens: Sequence[int], first_id: int) -> None:
     """As CTRL (Keskar et al., 2019) and Hugging Face have it: seen ids become less likely whatever their sign."""
-    seen = _local(sorted(set(tokens)), first_id, row)
+    seen = _local(sorted(set(tokens)), first_id, len(row)).to(row.device, non_blocking=True)
     values = row[seen]
     row[seen] = torch.where(values > 0, values / penalty, values * penalty)
 
 
-def _local(ids: Sequence[int], first_id: int, row: Tensor) -> Tensor:
-    """int64: indices into `row` of those `ids` that this rank holds."""
-    index = torch.tensor(ids, dtype=torch.int64) - first_id  # chosen on the CPU: on a GPU the host would have to wait
-    return index[(index >= 0) & (index < len(row))].to(row.device, non_blocking=True)
+def _local(ids: Sequence[int], first_id: int, count: int) -> Tensor:
+    """int64, on the CPU, as a GPU would make the host wait: those `ids` that this rank holds, counted from its first."""
+    index = torch.tensor(ids, dtype=torch.int64) - first_id
+    return index[(index >= 0) & (index < count)]

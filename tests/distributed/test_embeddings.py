@@ -39,7 +39,7 @@ GENERATES = [generate(i) for i in range(6)]
 def expected(model: Any, submit: Submit) -> Tensor:
     assert submit.pooling is not None
     with torch.no_grad():
-        states = model.base_model(input_ids=torch.tensor([submit.prompt])).last_hidden_state[0]
+        states: Tensor = model.base_model(input_ids=torch.tensor([submit.prompt])).last_hidden_state[0]
     vector = {"mean": states.mean(dim=0), "last": states[-1], "first": states[0]}[submit.pooling.how]
     return vector / vector.norm() if submit.pooling.normalize else vector
 

@@ -29,11 +29,12 @@ VOCAB = 4096
 def test_flash_attention_is_left_to_what_it_can_do() -> None:
     full = KVShape(layers=1, kv_heads=2, head_dim=64, dtype=torch.float32)
     wide = KVShape(layers=1, kv_heads=2, head_dim=512, dtype=torch.bfloat16)
-    assert flash.supports(SHAPE, CUDA, None)
-    assert not flash.supports(SHAPE, torch.device("cpu"), None)
-    assert not flash.supports(SHAPE, CUDA, 50.0)
-    assert not flash.supports(full, CUDA, None)
-    assert not flash.supports(wide, CUDA, None)
+    assert flash.supports(SHAPE, 256, CUDA, None)
+    assert not flash.supports(SHAPE, 256, torch.device("cpu"), None)
+    assert not flash.supports(SHAPE, 16, CUDA, None)
+    assert not flash.supports(SHAPE, 256, CUDA, 50.0)
+    assert not flash.supports(full, 256, CUDA, None)
+    assert not flash.supports(wide, 256, CUDA, None)
 
 
 def decode_and_chunk(device: torch.device, block: int) -> Batch:
@@ -70,8 +71,8 @@ def test_flash_attention_gives_what_the_reference_gives(window: int | None) -> N
         cache.write(0, everywhere, *(part.to(device, SHAPE.dtype) for part in past))
         attention: BatchAttention = backend(cache)
         attention.begin(decode_and_chunk(device, block))
-        inputs = (tensor.to(device, SHAPE.dtype) for tensor in (query, new[0], new[1]))
-        found.append(attention(0, *inputs, spec).float().cpu())
+        queries, keys, values = (tensor.to(device, SHAPE.dtype) for tensor in (query, new[0], new[1]))
+        found.append(attention(0, queries, keys, values, spec).float().cpu())
     torch.testing.assert_close(found[1], found[0], atol=2e-2, rtol=2e-2)
 
 
@@ -107,11 +108,11 @@ def test_the_host_waits_once_for_a_step_s_draws() -> None:
     asked = rows(drawing(seed=1, temperature=0), drawing(seed=2, temperature=0.8), drawing(seed=3, top_k=20))
     draw, logits = sampler(CUDA), torch.randn(len(asked), VOCAB, device=CUDA)
     draw.sample(logits.clone(), asked)
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as waits:
-            warnings.simplefilter("always")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
             draw.sample(logits, asked)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert len(waits) == 1
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert len([one for one in said if "synchronizing CUDA operation" in str(one.message)]) == 1
