@@ -49,6 +49,6 @@ def _repetition(row: Tensor, penalty: float, tokens: Sequence[int], first_id: in
 
 
 def _local(ids: Sequence[int], first_id: int, count: int) -> Tensor:
-    """int64, on the CPU, as a GPU would make the host wait: those `ids` that this rank holds, counted from its first."""
+    """Those `ids` that this rank holds, from its first: int64, on the CPU, as the host would have to wait for a GPU."""
     index = torch.tensor(ids, dtype=torch.int64) - first_id
     return index[(index >= 0) & (index < count)]
