@@ -76,7 +76,9 @@ def test_preemption_begins_a_vector_anew(ranks2: RankPool, tiny: tuple[Path, Any
     folder, model = tiny
     heads = max(1, model.config.num_attention_heads // 2)
     gib = 6 * 16 * 2 * 3 * heads * 16 * 4 / 2**30
-    answer = run(ranks2, folder, {0: [*GENERATES, *EMBEDS]}, kv_cache_gib=gib * 1.001, max_batched_tokens=16)
+    answer = run(
+        ranks2, folder, {0: [*GENERATES, *EMBEDS]}, kv_cache_gib=gib * 1.001, max_batched_tokens=16, max_running=7
+    )
     assert answer["preemptions"] > 0
     for one in EMBEDS:
         found = torch.tensor(floats(answer["embeddings"][one.id]))
