@@ -91,9 +91,11 @@ def serve(
     print_config: Annotated[bool, typer.Option("--print-config", help="Print every setting and stop.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show the logs of all processes.")] = False,
     log_json: Annotated[bool, typer.Option("--log-json", help="Log JSON, as observe.log_json=true does.")] = False,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Let anyone who reaches http.host ask.")] = False,
 ) -> None:
     """Serve the model until Ctrl-C or SIGTERM."""
-    settings = load_config(config, [*overrides, *(["observe.log_json=true"] if log_json else [])])
+    flags = {"observe.log_json=true": log_json, "security.insecure=true": insecure}
+    settings = load_config(config, [*overrides, *(override for override, given in flags.items() if given)])
     if print_config:
         typer.echo(dump_config(settings), nl=False)
         return
