@@ -100,16 +100,17 @@ def serve(
         typer.echo(dump_config(settings), nl=False)
         return
     from serving.api.tracing import require_opentelemetry
+    from serving.runtime import preflight
     from serving.runtime.environment import cluster_address, ray_environment
-    from serving.runtime.preflight import absolute_paths, check_model_files, require_free_port
 
     embedded = cluster_address(address) is None
-    settings = absolute_paths(settings)
-    check_model_files(settings, all_here=embedded)
+    preflight.require_keys_for_limits(settings.security)
+    settings = preflight.absolute_paths(settings)
+    preflight.check_model_files(settings, all_here=embedded)
     if settings.observe.otlp_endpoint is not None:
         require_opentelemetry()
     if embedded:
-        require_free_port(settings.http.host, settings.http.port)
+        preflight.require_free_port(settings.http.host, settings.http.port)
     with ray_environment(embedded=embedded) as folder:
         _launch(settings, address, folder=folder, replace=replace, verbose=verbose)
 

@@ -149,12 +149,10 @@ class SecurityConfig(Section):
     insecure: bool = False
     """Allow a bind beyond loopback without keys; `gangway serve --insecure` sets it."""
 
-    @model_validator(mode="after")
-    def _limits_have_keys(self) -> Self:
-        limited = self.max_concurrent_per_key or self.requests_per_minute_per_key
-        if limited and self.api_keys_file is None:
-            raise ValueError("limits per key need security.api_keys_file: without keys nobody is told from another")
-        return self
+    @property
+    def limits_keys(self) -> bool:
+        """Whether there is a limit per key, which is nothing without keys; on Kubernetes those are named elsewhere."""
+        return bool(self.max_concurrent_per_key or self.requests_per_minute_per_key)
 
 
 class ObserveConfig(Section):

@@ -59,6 +59,8 @@ def test_wrong_usage_exits_2_with_one_sentence(arguments: list[str], told: str) 
         ("engine.max_runing=3", "max_running"),
         ("parallel.tensor_parallel_size=0", "parallel.tensor_parallel_size"),
         ("http.host=0.0.0.0", "say --insecure (security.insecure=true)"),
+        ("security.max_concurrent_per_key=3", "security.api_keys_file"),
+        ("security.requests_per_minute_per_key=3", "security.api_keys_file"),
         ("nonsense", "section.key=value"),
     ],
 )

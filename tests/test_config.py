@@ -134,13 +134,6 @@ def test_an_exposed_host_needs_keys_or_so_many_words() -> None:
     assert load_config(MINIMAL, ["http.host=::1"]).http.host == "::1"
 
 
-@pytest.mark.parametrize("limit", ["max_concurrent_per_key", "requests_per_minute_per_key"])
-def test_a_limit_per_key_needs_keys(limit: str) -> None:
-    assert "security: limits per key need security.api_keys_file" in refusal(MINIMAL, f"security.{limit}=3")
-    config = load_config(MINIMAL, [f"security.{limit}=3", "security.api_keys_file=keys"])
-    assert getattr(config.security, limit) == 3
-
-
 def test_a_configuration_is_frozen() -> None:
     config = load_config(MINIMAL)
     with pytest.raises(ValidationError, match="frozen"):

@@ -20,11 +20,11 @@ class Fields(BaseModel):
     )
 
 
+Salt = Annotated[str, Field(min_length=1, max_length=256)]
 StopString = Annotated[str, Field(min_length=1, max_length=256)]
 TokenKey = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 Token = Annotated[int, Field(ge=0, lt=2**31)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
-Salt = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 class SamplingFields(Fields):
