@@ -195,6 +195,8 @@ def _exposure(spec: "ClusterSpec") -> Iterator[str]:
             "security.api_keys_secret: pods are reachable by others, so name a Secret with bearer keys, or set "
             "serving.security.insecure=true to go without"
         )
+    elif spec.security.api_keys_secret is None and security.limits_keys:
+        yield "serving.security: limits per key need security.api_keys_secret, by which callers are told apart"
     if spec.serving.http.port in RAY_PORTS:
         yield f"serving.http.port {spec.serving.http.port} is one of Ray's own in a pod"
 

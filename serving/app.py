@@ -11,7 +11,7 @@ from ray import serve
 from serving.config import load_config
 from serving.errors import ConfigError
 from serving.runtime.deployment import build_application
-from serving.runtime.preflight import absolute_paths, check_model_files
+from serving.runtime.preflight import absolute_paths, check_model_files, require_keys_for_limits
 
 
 def build(args: dict[str, str]) -> serve.Application:
@@ -20,5 +20,6 @@ def build(args: dict[str, str]) -> serve.Application:
         raise ConfigError("serving.app:build needs config=FILE, such as config=configs/local.yaml")
     overrides = [f"{key}={value}" for key, value in args.items() if key != "config"]
     config = absolute_paths(load_config(Path(args["config"]), overrides))
+    require_keys_for_limits(config.security)
     check_model_files(config, all_here=False)
     return build_application(config, node_id=None, supervised=True)

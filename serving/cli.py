@@ -91,23 +91,26 @@ def serve(
     print_config: Annotated[bool, typer.Option("--print-config", help="Print every setting and stop.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show the logs of all processes.")] = False,
     log_json: Annotated[bool, typer.Option("--log-json", help="Log JSON, as observe.log_json=true does.")] = False,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Let anyone who reaches http.host ask.")] = False,
 ) -> None:
     """Serve the model until Ctrl-C or SIGTERM."""
-    settings = load_config(config, [*overrides, *(["observe.log_json=true"] if log_json else [])])
+    flags = {"observe.log_json=true": log_json, "security.insecure=true": insecure}
+    settings = load_config(config, [*overrides, *(override for override, given in flags.items() if given)])
     if print_config:
         typer.echo(dump_config(settings), nl=False)
         return
     from serving.api.tracing import require_opentelemetry
+    from serving.runtime import preflight
     from serving.runtime.environment import cluster_address, ray_environment
-    from serving.runtime.preflight import absolute_paths, check_model_files, require_free_port
 
     embedded = cluster_address(address) is None
-    settings = absolute_paths(settings)
-    check_model_files(settings, all_here=embedded)
+    preflight.require_keys_for_limits(settings.security)
+    settings = preflight.absolute_paths(settings)
+    preflight.check_model_files(settings, all_here=embedded)
     if settings.observe.otlp_endpoint is not None:
         require_opentelemetry()
     if embedded:
-        require_free_port(settings.http.host, settings.http.port)
+        preflight.require_free_port(settings.http.host, settings.http.port)
     with ray_environment(embedded=embedded) as folder:
         _launch(settings, address, folder=folder, replace=replace, verbose=verbose)
 

@@ -89,7 +89,8 @@ class HttpConfig(Section):
     """The edge."""
 
     host: str = "127.0.0.1"
-    """Address to bind. Anything but loopback needs `security.api_keys_file` or `security.insecure`."""
+    """Address to bind. Anything but loopback needs `security.api_keys_file` or `security.insecure`. Prompts and keys
+    cross as plain text: configs/tls has a proxy that puts TLS before it."""
 
     port: int = Field(default=8000, ge=1, le=65535)
     """Port of the Ray Serve proxy."""
@@ -133,10 +134,25 @@ class SecurityConfig(Section):
     """Who may ask."""
 
     api_keys_file: Path | None = None
-    """File with one bearer key a line, optionally `name:key`; reloaded when it changes. Not set: no keys asked for."""
+    """File with one bearer key a line, optionally `name:key`; reloaded when it changes. Not set: no keys asked for.
+
+    Keys of one name share the limits below and a prefix cache; different names never share a cached prefix."""
+
+    max_concurrent_per_key: int = Field(default=0, ge=0)
+    """Requests (POST) that the keys of one name may have running or waiting, streams included; one more is answered
+    429. A request of several prompts is one: `http.max_inputs` bounds those. 0: no limit but the queue's."""
+
+    requests_per_minute_per_key: int = Field(default=0, ge=0, le=1_000_000)
+    """Requests (POST) that the keys of one name may begin within any 60 seconds, wrong ones included; one more is
+    answered 429, with the seconds after which it would be taken. 0: no limit."""
 
     insecure: bool = False
-    """Allow a bind beyond loopback without keys."""
+    """Allow a bind beyond loopback without keys; `gangway serve --insecure` sets it."""
+
+    @property
+    def limits_keys(self) -> bool:
+        """Whether there is a limit per key, which is nothing without keys; on Kubernetes those are named elsewhere."""
+        return bool(self.max_concurrent_per_key or self.requests_per_minute_per_key)
 
 
 class ObserveConfig(Section):
@@ -175,7 +191,7 @@ class Config(Section):
         if not loopback and self.security.api_keys_file is None and not self.security.insecure:
             raise ValueError(
                 f"http.host {self.http.host} is reachable from outside: set security.api_keys_file, "
-                "or security.insecure=true to go without keys"
+                "or say --insecure (security.insecure=true) to go without keys"
             )
         return self
 

@@ -46,6 +46,10 @@ class QueueFull(LaterError):
     """The waiting queue is at its limit."""
 
 
+class OverLimit(LaterError):
+    """The caller has as much as one API key may have."""
+
+
 class GroupUnavailable(LaterError):
     """No generation of the group is ready, or it is draining."""
 

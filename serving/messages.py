@@ -74,6 +74,8 @@ class Submit(Message, frozen=True, kw_only=True):
     """Lower runs first; equals run in order of arrival."""
     pooling: Pooling | None = None
     """Set: the answer is a vector, and of `sampling` nothing counts."""
+    cache_salt: str = ""
+    """Only requests with an equal one find its prompt in the prefix cache."""
 
 
 class Cancel(Message, frozen=True, kw_only=True):

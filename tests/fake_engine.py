@@ -12,10 +12,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import msgspec
 
+from serving.engine.blocks import BlockManager, BlockTable, salt_root
 from serving.link import LinkServer
 from serving.messages import (
     Beat,
@@ -58,7 +59,8 @@ def answer(seed: int, prompt: list[int], count: int) -> list[int]:
 class Sequence:
     peer: bytes
     submit: Submit
-    emitted: list[int] = field(default_factory=list)
+    emitted: list[int]
+    cached_tokens: int
 
 
 @dataclass
@@ -71,6 +73,8 @@ class Behaviour:
     """Time of a step."""
     tokens_per_step: int = 1
     cached_tokens: int = 0
+    """What every request found in the prefix cache, unless there is one:"""
+    prefix_cache: BlockManager | None = None
     refuse: str | None = None
     """Answer submits with this error."""
     max_emitted: int = 10**9
@@ -128,13 +132,26 @@ class FakeEngine:
         match message:
             case Submit():
                 self.submitted.append(message)
-                self.running[message.id] = Sequence(peer, message, list(message.emitted))
+                self.running[message.id] = Sequence(peer, message, list(message.emitted), self._find(message))
             case Cancel():
                 self.cancelled += message.ids
                 for id_ in message.ids:
                     self.running.pop(id_, None)
             case Beat():
                 self.beats += 1
+
+    def _find(self, submit: Submit) -> int:
+        """Tokens of the prompt in the prefix cache, where it is from now on."""
+        blocks = self.behaviour.prefix_cache
+        if blocks is None:
+            return self.behaviour.cached_tokens
+        table = BlockTable(root=salt_root(submit.cache_salt))
+        hits = blocks.match(table, submit.prompt)
+        blocks.share(table, hits)
+        blocks.allocate(table, blocks.blocks_for(len(submit.prompt)) - len(hits))
+        blocks.publish(table, submit.prompt, len(submit.prompt))
+        blocks.free(table)
+        return len(hits) * blocks.block_size
 
     def _pulse(self) -> None:
         self._pulsed_at = time.monotonic()
@@ -184,7 +201,7 @@ class FakeEngine:
             finish=finish,
             stop_token=tokens[-1] if finish == "stop" else None,
             logprobs=logprobs if one.submit.sampling.logprobs >= 0 else None,
-            cached_tokens=self.behaviour.cached_tokens,
+            cached_tokens=one.cached_tokens,
         )
 
     def _next(self, one: Sequence) -> int:

@@ -58,7 +58,9 @@ def test_wrong_usage_exits_2_with_one_sentence(arguments: list[str], told: str) 
     [
         ("engine.max_runing=3", "max_running"),
         ("parallel.tensor_parallel_size=0", "parallel.tensor_parallel_size"),
-        ("http.host=0.0.0.0", "security.insecure"),
+        ("http.host=0.0.0.0", "say --insecure (security.insecure=true)"),
+        ("security.max_concurrent_per_key=3", "security.api_keys_file"),
+        ("security.requests_per_minute_per_key=3", "security.api_keys_file"),
         ("nonsense", "section.key=value"),
     ],
 )
@@ -72,6 +74,12 @@ def test_the_whole_configuration_can_be_printed_and_read_back(config: Path, tmp_
     printed = tmp_path / "printed.yaml"
     printed.write_text(done.stdout)
     assert load_config(printed) == load_config(config, ["http.port=8123"])
+
+
+def test_going_without_keys_beyond_loopback_is_said_in_so_many_words(config: Path) -> None:
+    done = gangway("serve", config, "--set", "http.host=0.0.0.0", "--insecure", "--print-config")
+    assert done.returncode == 0, done
+    assert "insecure: true" in done.stdout
 
 
 def test_a_folder_without_a_model_exits_1_before_anything_is_started(config: Path, tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ DELTAS = [
 TO_ENGINE: list[ToEngine] = [
     Submit(id="a", prompt=[1], sampling=PLAIN),
     Submit(id="ü", prompt=[0, 49151], emitted=[3], sampling=FULL, priority=-2),
+    Submit(id="b", prompt=[1], sampling=PLAIN, cache_salt="alice\nü"),
     Cancel(ids=[]),
     Cancel(ids=["a", "b"]),
     Beat(),

@@ -13,6 +13,7 @@ from starlette.routing import Route
 from serving.api.auth import KeyFile, KeyGuard
 from serving.api.embeddings import Embeddings
 from serving.api.errors import ErrorBoundary, hand_on
+from serving.api.limits import KeyLimits
 from serving.api.metrics import Metrics
 from serving.api.openai import OpenAI
 from serving.api.openapi import document
@@ -48,8 +49,9 @@ def create_app(service: Service, config: Config, ip: str = "127.0.0.1") -> Starl
     middleware = [Middleware(ErrorBoundary)]
     if config.observe.otlp_endpoint is not None:
         middleware.insert(0, trace_to(config.observe.otlp_endpoint, service))
-    if config.security.api_keys_file is not None:
-        middleware.append(Middleware(KeyGuard, keys=KeyFile(config.security.api_keys_file)))
+    security = config.security
+    if security.api_keys_file is not None:
+        middleware.append(Middleware(KeyGuard, keys=KeyFile(security.api_keys_file), limits=KeyLimits(security)))
     return Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: hand_on})
 
 

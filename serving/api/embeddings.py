@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from serving.api import parse
 from serving.api.answers import Embedding, EmbeddingList, EmbeddingUsage
+from serving.api.auth import caller
 from serving.api.prepare import Preparer
 from serving.api.responses import json_response
 from serving.api.schema import EmbeddingRequest
@@ -34,7 +35,7 @@ class Embeddings:
         body = await parse.read(request, EmbeddingRequest, self._limit)
         self._preparer.check_model(body.model)
         self._service.check_admission()
-        generation = self._service.generate(await self._preparer.embedding(body))
+        generation = self._service.generate(await self._preparer.embedding(body, caller=caller(request)))
         await collect(generation, request.receive)
         tokens = sum(len(prompt.tokens) for prompt in generation.request.prompts)
         return json_response(

@@ -19,6 +19,7 @@ from serving.errors import (
     InvalidRequest,
     LaterError,
     NotFound,
+    OverLimit,
     QueueFull,
     Unauthorized,
 )
@@ -32,6 +33,7 @@ STATUSES: dict[type[GangwayError], tuple[int, str]] = {
     Unauthorized: (401, "authentication_error"),
     BodyTooLarge: (413, "invalid_request_error"),
     QueueFull: (429, "rate_limit_error"),
+    OverLimit: (429, "rate_limit_error"),
     GroupUnavailable: (503, "unavailable_error"),
     DeadlineExceeded: (504, "timeout_error"),
 }
@@ -52,7 +54,7 @@ def translate(error: Exception) -> tuple[int, dict[str, str], ErrorAnswer]:
     if error.code == "queue_timeout":
         status = 408
     headers = {}
-    if isinstance(error, QueueFull | GroupUnavailable):
+    if isinstance(error, QueueFull | OverLimit | GroupUnavailable):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"

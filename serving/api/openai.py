@@ -23,6 +23,7 @@ from serving.api.answers import (
     ModelList,
     Usage,
 )
+from serving.api.auth import caller
 from serving.api.prepare import Length, Preparer, Source, sources
 from serving.api.render import chat_logprobs, text_logprobs, usage
 from serving.api.responses import json_response
@@ -75,6 +76,7 @@ class OpenAI:
             length=Length(body.max_tokens, _DEFAULT_COMPLETION_TOKENS, "max_tokens"),
             logprobs=-1 if body.logprobs is None else body.logprobs,
             stream=bool(body.stream),
+            caller=caller(request),
         )
         return await self._respond(request, body, prepared, self._completion_event, self._completion)
 
@@ -89,6 +91,7 @@ class OpenAI:
             length=_chat_length(body),
             logprobs=_chat_logprobs(body),
             stream=bool(body.stream),
+            caller=caller(request),
         )
         return await self._respond(request, body, prepared, self._chat_event, self._chat_completion)
 

@@ -41,7 +41,7 @@ _ERRORS = {
     404: "No such model.",
     408: "`timeout_s` passed while the request waited.",
     413: "The body is too large.",
-    429: "The queue is full.",
+    429: "The queue is full, or the API key is at its limit.",
     500: "An error inside the server.",
     503: "The group is not there.",
     504: "`timeout_s` passed.",

@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from serving.api import parse
 from serving.api.answers import Output, PredictEvent, Prediction, Sample
+from serving.api.auth import caller
 from serving.api.prepare import Length, Preparer, Source
 from serving.api.render import text_logprobs, usage
 from serving.api.responses import json_response
@@ -41,6 +42,7 @@ class Predict:
             length=Length(parameters.max_tokens, _DEFAULT_MAX_TOKENS, "parameters.max_tokens"),
             logprobs=-1 if parameters.logprobs is None else parameters.logprobs,
             stream=bool(body.stream),
+            caller=caller(request),
             at="parameters.",
         )
         generation = self._service.generate(prepared)

@@ -76,11 +76,13 @@ class Preparer:
         length: Length,
         logprobs: int,
         stream: bool,
+        caller: str,
         at: str = "",
     ) -> GenerationRequest:
         """The request, or `InvalidRequest` naming the field.
 
-        `at` is the path of the sampling fields in the body, with a dot at its end. `logprobs` is -1 for none.
+        `at` is the path of the sampling fields in the body, with a dot at its end. `logprobs` is -1 for none. `caller`:
+        whose API key came with it (see `auth.caller`).
         """
         id_ = _new_id(prefix)
         n = fields.n or 1
@@ -104,9 +106,10 @@ class Preparer:
             timeout_s=fields.timeout_s,
             priority=fields.priority or 0,
             stream=stream,
+            cache_salt=_cache_salt(caller, fields.cache_salt),
         )
 
-    async def embedding(self, fields: EmbeddingRequest) -> GenerationRequest:
+    async def embedding(self, fields: EmbeddingRequest, *, caller: str) -> GenerationRequest:
         """The request for a vector of each input, or `InvalidRequest` naming the field."""
         id_ = _new_id("embd")
         inputs = sources(fields.input, "input")
@@ -119,6 +122,7 @@ class Preparer:
             timeout_s=fields.timeout_s,
             priority=fields.priority or 0,
             pooling=Pooling(how=fields.pooling or "mean", normalize=bool(fields.normalize)),
+            cache_salt=_cache_salt(caller, fields.cache_salt),
         )
 
     async def _whole(self, source: Source) -> list[TokenId]:
@@ -185,6 +189,11 @@ def _messages(messages: Sequence[Any], param: str) -> list[dict[str, str]]:
         role = "system" if message.role == "developer" else message.role
         rendered.append({"role": role, "content": message.text(), **given(name=message.name)})
     return rendered
+
+
+def _cache_salt(caller: str, asked: str | None) -> str:
+    """Callers are kept apart whatever salt they ask for: a name has no line break, so no two pairs are alike."""
+    return f"{caller}\n{asked or ''}" if caller else asked or ""
 
 
 def _stops(fields: SamplingFields) -> tuple[str, ...]:

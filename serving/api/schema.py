@@ -20,6 +20,7 @@ class Fields(BaseModel):
     )
 
 
+Salt = Annotated[str, Field(min_length=1, max_length=256)]
 StopString = Annotated[str, Field(min_length=1, max_length=256)]
 TokenKey = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 Token = Annotated[int, Field(ge=0, lt=2**31)]
@@ -57,6 +58,9 @@ class SamplingFields(Fields):
     """Give up after that many seconds (408 while it waited, 504 later)."""
     priority: int | None = Field(default=None, ge=-(2**31), lt=2**31)
     """Lower runs first; 0 is the default."""
+    cache_salt: Salt | None = None
+    """Prompts are found in the prefix cache only by requests with an equal one (of the same API key's name, if keys are
+    asked for), so that nobody learns from an answer's speed what somebody else has asked."""
 
 
 class TextPart(Fields):
@@ -160,6 +164,9 @@ class EmbeddingRequest(Fields):
     """Give up after that many seconds."""
     priority: int | None = Field(default=None, ge=-(2**31), lt=2**31)
     """Lower runs first; 0 is the default."""
+    cache_salt: Salt | None = None
+    """Prompts are found in the prefix cache only by requests with an equal one (of the same API key's name, if keys are
+    asked for), so that nobody learns from an answer's speed what somebody else has asked."""
     user: str | None = None
     """Taken and not used."""
 

@@ -8,6 +8,15 @@ from typing import Any
 
 from starlette.types import ASGIApp
 
+from serving.api.app import create_app
+from serving.config import Config, SecurityConfig
+from serving.gateway.service import Service
+
+
+def application(service: Service, config: Config) -> "Inside":
+    """The application without keys and their limits: whoever runs a batch is in already."""
+    return Inside(create_app(service, config.model_copy(update={"security": SecurityConfig()})))
+
 
 class Inside:
     """Asks an ASGI application (https://asgi.readthedocs.io/en/latest/specs/www.html)."""

@@ -17,9 +17,8 @@ import msgspec
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError
 
-from serving.api.app import create_app
 from serving.batch.display import BatchDisplay, Meter
-from serving.batch.inside import Inside
+from serving.batch.inside import application
 from serving.batch.job import Job
 from serving.batch.ledger import Ledger
 from serving.batch.parquet import ParquetSource
@@ -110,7 +109,7 @@ async def run_batch(
     begun = ledger.progress
     rows = source.rows(begun.rows, begun.offset)
     window = min(ROWS_PER_PLACE * config.engine.max_running, MAX_SEQUENCES)
-    job = Job(rows, Inside(create_app(service, config)).post, ledger, window)
+    job = Job(rows, application(service, config).post, ledger, window)
     await service.start()
     watching = asyncio.create_task(_watch(service, ledger, display))
     try:

@@ -2,7 +2,8 @@
 
 Numbers only: the tensors live in `kv_cache`, on every rank, under the same block ids. Only full blocks are shared, and
 only once all their tokens are computed, so a shared block is never written again. A block that nobody references keeps
-its content until it is reused, the least recently used first.
+its content until it is reused, the least recently used first. Sequences of different cache salts never share a block:
+the salt is the root of the chain by which blocks are found.
 """
 
 import hashlib
@@ -19,10 +20,17 @@ def chain_hash(parent: bytes, tokens: Sequence[TokenId]) -> bytes:
     return hashlib.blake2b(parent + array("I", tokens).tobytes(), digest_size=16).digest()
 
 
+def salt_root(salt: str) -> bytes:
+    """The parent of a salted sequence's first block: 16 bytes that no chain has, as they are hashed in another way."""
+    return hashlib.blake2b(salt.encode(), digest_size=16, person=b"cache salt").digest() if salt else b""
+
+
 @dataclass(slots=True)
 class BlockTable:
     """One sequence's blocks, in order of position."""
 
+    root: bytes = b""
+    """Parent of its first block (see `salt_root`); only tables with an equal one find each other's blocks."""
     blocks: list[int] = field(default_factory=list)
     published: int = 0
     """Leading blocks whose content others can find."""
@@ -131,5 +139,5 @@ class BlockManager:
         chain, size = table.chain, self.block_size
         for index in range(start, stop):
             if index == len(chain):
-                chain.append(chain_hash(chain[-1] if chain else b"", tokens[index * size : (index + 1) * size]))
+                chain.append(chain_hash(chain[-1] if chain else table.root, tokens[index * size : (index + 1) * size]))
             yield chain[index]

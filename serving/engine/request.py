@@ -5,7 +5,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import Enum
 
-from serving.engine.blocks import BlockTable
+from serving.engine.blocks import BlockTable, salt_root
 from serving.errors import ProtocolError
 from serving.messages import FinishReason, NewSequence, Pooling, RequestId, Sampling, Submit, TokenId
 
@@ -123,6 +123,7 @@ class Limits:
             limit=self._length(submit),
             stop_ids=stops if submit.sampling.ignore_eos else stops | self.eos_token_ids,
             pooling=submit.pooling,
+            table=BlockTable(root=salt_root(submit.cache_salt)),
         )
 
     def _length(self, submit: Submit) -> int:

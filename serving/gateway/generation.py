@@ -50,6 +50,8 @@ class GenerationRequest:
     """Wake the reader at each step, not only at the end."""
     pooling: Pooling | None = None
     """Set: each prompt becomes a vector (`Choice.embedding`) and no text."""
+    cache_salt: str = ""
+    """Requests with another one never find its prompts in the prefix cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +238,16 @@ def sequences(request: GenerationRequest) -> list[Entry]:
                 request.sampling, seed=child_seed(seed, child), max_tokens=prompt.max_tokens
             )
             index = place * request.n + child
-            entries.append(Entry(f"{request.id}-{index}", prompt.tokens, sampling, request.priority, request.pooling))
+            entries.append(
+                Entry(
+                    id=f"{request.id}-{index}",
+                    prompt=prompt.tokens,
+                    sampling=sampling,
+                    priority=request.priority,
+                    pooling=request.pooling,
+                    cache_salt=request.cache_salt,
+                )
+            )
     return entries
 
 

@@ -75,6 +75,7 @@ class Entry:
     priority: int = 0
     pooling: Pooling | None = None
     """A vector is computed anew after a restart: nothing of it is kept."""
+    cache_salt: str = ""
     emitted: list[TokenId] = field(default_factory=list)
     """Tokens that the client has or will get, in order."""
     cached_tokens: int = 0
@@ -154,6 +155,7 @@ class Journal:
             sampling=entry.sampling,
             priority=entry.priority,
             pooling=entry.pooling,
+            cache_salt=entry.cache_salt,
         )
 
     def lose_link(self) -> None:

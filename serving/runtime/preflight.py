@@ -2,9 +2,9 @@
 
 import socket
 
-from serving.config import Config
+from serving.config import Config, SecurityConfig
 from serving.engine.checkpoint import open_checkpoint
-from serving.errors import OperatorError
+from serving.errors import ConfigError, OperatorError
 
 
 def absolute_paths(config: Config) -> Config:
@@ -17,6 +17,12 @@ def absolute_paths(config: Config) -> Config:
     keys = config.security.api_keys_file
     security = config.security.model_copy(update={"api_keys_file": keys and keys.expanduser().absolute()})
     return config.model_copy(update={"model": model, "security": security})
+
+
+def require_keys_for_limits(security: SecurityConfig) -> None:
+    """Raise `ConfigError` when there are limits per key, and no keys by which callers are told from each other."""
+    if security.limits_keys and security.api_keys_file is None:
+        raise ConfigError("security: limits per key need security.api_keys_file, by which callers are told apart")
 
 
 def check_model_files(config: Config, *, all_here: bool) -> None:

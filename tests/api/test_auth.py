@@ -46,15 +46,15 @@ async def test_every_path_but_the_probes_needs_a_key(group: FakeGroup, keys: Pat
 def test_a_changed_file_counts_at_once(keys: Path) -> None:
     file = KeyFile(keys)
     rewrite(keys, "new-key\n")
-    assert file.knows("new-key")
-    assert not file.knows("sesame")
+    assert file.owner("new-key") is not None
+    assert file.owner("sesame") is None
 
 
 def test_the_last_keys_stay_while_the_file_is_gone(keys: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = KeyFile(keys)
     keys.unlink()
     with caplog.at_level(logging.ERROR):
-        assert file.knows("sesame")
+        assert file.owner("sesame") == "alice"
     assert "cannot be read" in caplog.text
     assert "sesame" not in caplog.text
 
@@ -66,4 +66,13 @@ def test_a_file_that_cannot_be_read_stops_the_start(tmp_path: Path) -> None:
 
 def test_an_empty_file_lets_nobody_in(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("\n")
-    assert not KeyFile(tmp_path / "keys").knows("")
+    assert KeyFile(tmp_path / "keys").owner("") is None
+
+
+def test_keys_of_one_name_are_one_callers_and_a_key_without_is_its_own(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("alice:old\nalice: new \nbob:other\nplain-1\n:plain-2\n")
+    file = KeyFile(tmp_path / "keys")
+    assert (file.owner("old"), file.owner("new"), file.owner("other")) == ("alice", "alice", "bob")
+    unnamed = {file.owner("plain-1"), file.owner("plain-2")}
+    assert len(unnamed - {"alice", "bob", None}) == 2
+    assert not any("plain" in str(name) for name in unnamed)

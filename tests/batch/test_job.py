@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from serving.api.app import create_app
-from serving.batch.inside import Inside
+from serving.batch.inside import application
 from serving.batch.job import Ask, Job
 from serving.batch.ledger import open_ledger
 from serving.batch.source import open_source
@@ -42,9 +41,11 @@ class Bench:
         self.group = group
         self.output = folder / "out.jsonl"
         self.source = open_source(write_input(folder / "in.jsonl"), 1 << 20)
-        self.config = make_config("http.max_waiting=60")
+        keys = folder / "keys"
+        keys.write_text("sesame\n")  # are for HTTP
+        self.config = make_config("http.max_waiting=60", f"security.api_keys_file={keys}")
         self.service = Service(self.config, tokenizer, group)
-        self.app = Inside(create_app(self.service, self.config))
+        self.app = application(self.service, self.config)
 
     async def run(self, output: Path, ask: Ask | None = None) -> bytes:
         with open_ledger(output, "a", resume=False, overwrite=False) as ledger:

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from cluster.errors import SpecError
 from cluster.rules import warnings
-from cluster.spec import ClusterSpec, dump_spec, load_spec, make_spec
+from cluster.spec import KEYS_FILE, ClusterSpec, dump_spec, load_spec, make_spec
 from serving.config import load_config
 from serving.errors import ConfigError
 from tests.cluster.conftest import CONFIGS, ROOT, MakeSpec, changed_tree
@@ -131,6 +131,13 @@ def test_a_wrong_cluster_configuration_counts_as_a_wrong_configuration() -> None
             {"security": {"api_keys_secret": None}, "serving__security": {"api_keys_file": "keys"}},
             "serving.security.api_keys_file keys is in no pod",
         ),
+        (
+            {
+                "security": {"api_keys_secret": None},
+                "serving__security": {"insecure": True, "max_concurrent_per_key": 3},
+            },
+            "serving.security: limits per key need security.api_keys_secret",
+        ),
         ({"serving__http": {"port": 8265}}, "serving.http.port 8265 is one of Ray's own in a pod"),
         ({"network": {"host_network": True}}, "network.host_network: no NetworkPolicy holds there"),
         ({"network": {"rdma_resource": "nvidia.com/gpu"}}, "nvidia.com/gpu is no RDMA device"),
@@ -164,6 +171,15 @@ def test_the_pods_read_a_configuration_that_listens_with_the_keys_of_the_secret(
 
 def test_a_shard_cache_that_is_turned_off_stays_off(make: MakeSpec) -> None:
     assert make(serving__model={"shard_cache": None}).config_in_pods().model.shard_cache is None
+
+
+def test_limits_per_key_hold_for_the_keys_of_the_secret(make: MakeSpec) -> None:
+    security = (
+        make(security={"api_keys_secret": "keys"}, serving__security={"requests_per_minute_per_key": 9})
+        .config_in_pods()
+        .security
+    )
+    assert (security.requests_per_minute_per_key, str(security.api_keys_file)) == (9, str(KEYS_FILE))
 
 
 def test_warnings_name_what_works_and_is_not_as_it_should_be(make: MakeSpec) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.engine.blocks import BlockManager, BlockTable, chain_hash
+from serving.engine.blocks import BlockManager, BlockTable, chain_hash, salt_root
 
 TOKENS = list(range(100, 120))
 
@@ -16,16 +16,16 @@ def manager(num_blocks: int = 8, *, prefix_cache: bool = True) -> BlockManager:
     return BlockManager(num_blocks, 4, prefix_cache=prefix_cache)
 
 
-def computed(blocks: BlockManager, tokens: list[int]) -> BlockTable:
+def computed(blocks: BlockManager, tokens: list[int], salt: str = "") -> BlockTable:
     """The table of a sequence whose tokens have all been computed."""
-    table = BlockTable()
+    table = BlockTable(root=salt_root(salt))
     blocks.allocate(table, blocks.blocks_for(len(tokens)))
     blocks.publish(table, tokens, len(tokens))
     return table
 
 
-def matched(blocks: BlockManager, tokens: list[int]) -> list[int]:
-    return blocks.match(BlockTable(), tokens)
+def matched(blocks: BlockManager, tokens: list[int], salt: str = "") -> list[int]:
+    return blocks.match(BlockTable(root=salt_root(salt)), tokens)
 
 
 def test_blocks_are_counted_by_whole_ones() -> None:
@@ -73,6 +73,21 @@ def test_equal_tokens_after_a_different_beginning_are_not_equal() -> None:
     blocks = manager()
     computed(blocks, TOKENS[:8])
     assert matched(blocks, [1, 2, 3, 4, *TOKENS[4:9]]) == []
+
+
+def test_equal_tokens_under_another_salt_are_not_found() -> None:
+    blocks = manager(num_blocks=12)
+    tables = {salt: computed(blocks, TOKENS[:12], salt) for salt in ("", "a", "b")}
+    for salt, table in tables.items():
+        assert matched(blocks, TOKENS, salt) == table.blocks
+    assert matched(blocks, TOKENS, "c") == []
+
+
+def test_a_salt_cannot_be_made_up_for_from_tokens() -> None:
+    """The root of a salt is no chain hash, and without a salt the chain is as it would be without salts."""
+    assert salt_root("") == b""
+    assert salt_root("a") != salt_root("b")
+    assert salt_root("a") != hashlib.blake2b(b"a", digest_size=16).digest()
 
 
 def test_a_block_stays_until_its_last_sharer_lets_go() -> None:

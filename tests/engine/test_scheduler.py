@@ -394,6 +394,17 @@ def test_an_answer_is_found_as_the_prefix_of_the_next_turn() -> None:
     assert second.cached_tokens == 12
 
 
+def test_a_prefix_is_found_under_its_own_salt_only() -> None:
+    life = engine()
+    prompt = [5] * 9
+    asked = ["", "a", "b", "a", "", "c"]
+    outcomes = []
+    for place, salt in enumerate(asked):
+        outcomes.append(life.add(submit(str(place), prompt, cache_salt=salt)))
+        life.run()
+    assert [one.cached_tokens for one in outcomes] == [0, 0, 0, 8, 8, 0]
+
+
 def test_without_the_prefix_cache_everything_is_computed() -> None:
     life = engine(prefix_cache=False)
     life.add(submit("a", [1] * 8, max_tokens=1))
@@ -539,6 +550,7 @@ def submits(draw_from: st.DrawFn) -> Submit:
         ignore_eos=draw_from(st.sampled_from([True, True, False])),
     )
     fresh = Submit(id="", prompt=[family] * length + tail, sampling=sampling, priority=draw_from(st.integers(0, 2)))
+    fresh = msgspec.structs.replace(fresh, cache_salt=draw_from(st.sampled_from(["", "", "a", "b"])))
     emitted = answer(fresh)[0][: draw_from(st.sampled_from([0, 0, 0, 1, 9]))]
     return fresh if answer(fresh)[0] == emitted else msgspec.structs.replace(fresh, emitted=emitted)
 

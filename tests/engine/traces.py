@@ -67,7 +67,7 @@ class Engine:
         self.mirror = Mirror(config.block_size)
         self.outcomes: dict[tuple[Hashable, str], Outcome] = {}
         self.store: dict[int, list[bytes]] = {block: [b""] * config.block_size for block in range(num_blocks)}
-        """Block -> a fingerprint, at each offset, of the token written there and of all before it."""
+        """Block -> a fingerprint, at each offset, of the token written there, of all before it, and of the salt."""
 
     def add(self, submit: Submit, owner: Hashable = "g") -> Outcome:
         outcome = self.outcomes[owner, submit.id] = Outcome()
@@ -119,18 +119,22 @@ class Engine:
                 self._tell(owner, delta)
 
     def _check_reads(self, row: Row) -> None:
-        """All that a row attends to was computed from its own tokens, by a step before this one."""
+        """All that a row attends to was computed from its own tokens under its own salt, by a step before this one."""
         sequence, size = self.mirror.sequences[row.handle], self.config.block_size
-        for position, mark in zip(range(row.start), fingerprints(sequence.tokens), strict=False):
+        for position, mark in zip(range(row.start), self._marks(row.handle), strict=False):
             assert self.store[sequence.blocks[position // size]][position % size] == mark
 
     def _write(self, row: Row) -> None:
         sequence, size = self.mirror.sequences[row.handle], self.config.block_size
-        marks = list(fingerprints(sequence.tokens))
+        marks = list(self._marks(row.handle))
         for position in range(row.start, row.start + row.count):
             block = sequence.blocks[position // size]
             assert sum(block in other.blocks for other in self.mirror.sequences.values()) == 1
             self.store[block][position % size] = marks[position]
+
+    def _marks(self, handle: int) -> Iterator[bytes]:
+        salt = next(one.table.root for one in self.scheduler._requests.values() if one.handle == handle)
+        return fingerprints(self.mirror.sequences[handle].tokens, salt)
 
     def _sample(self, handle: int) -> TokenId:
         sequence = self.mirror.sequences[handle]
@@ -159,9 +163,8 @@ class Engine:
             assert sequence.sampling == request.sampling
 
 
-def fingerprints(tokens: list[TokenId]) -> Iterator[bytes]:
+def fingerprints(tokens: list[TokenId], mark: bytes = b"") -> Iterator[bytes]:
     """For each position, a value that stands for the token there and all before it."""
-    mark = b""
     for token in tokens:
         mark = hashlib.blake2b(mark + bytes([token]), digest_size=8).digest()
         yield mark
@@ -186,6 +189,6 @@ def config(**changes: object) -> EngineConfig:
 
 def submit(id_: str, prompt: list[TokenId], *, max_tokens: int = 5, seed: int = 1, **more: object) -> Submit:
     """A request that runs to `max_tokens` unless told otherwise; `more` goes to `Submit` and `Sampling` by name."""
-    outer = {key: more.pop(key) for key in ("emitted", "priority") if key in more}
+    outer = {key: more.pop(key) for key in ("emitted", "priority", "cache_salt") if key in more}
     sampling = Sampling(**{"seed": seed, "max_tokens": max_tokens, "ignore_eos": True, **more})  # type: ignore[arg-type]
     return Submit(id=id_, prompt=prompt, sampling=sampling, **outer)  # type: ignore[arg-type]

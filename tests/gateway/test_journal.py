@@ -38,12 +38,14 @@ def test_nothing_leads_out_of_a_terminal_state() -> None:
 
 def test_a_resubmitted_entry_carries_what_its_client_has() -> None:
     book, one = journal(), entry()
+    one.cache_salt = "alice"
     book.accept([one])
     first = book.submit(one)
     book.apply(Delta(id=first.id, tokens=[7, 8]))
     book.lose_link()
     again = book.submit(one)
-    assert again == Submit(id=again.id, prompt=[0, 1, 2], emitted=[7, 8], sampling=one.sampling)
+    whole = Submit(id=again.id, prompt=[0, 1, 2], emitted=[7, 8], sampling=one.sampling, cache_salt="alice")
+    assert again == whole
     assert again.id != first.id
 
 
