@@ -39,7 +39,7 @@ _ERRORS = {
     400: "The request is wrong; `param` names the field.",
     401: "The bearer key is missing or unknown.",
     404: "No such model.",
-    408: "`timeout_s` passed while the request waited.",
+    408: "The body came too slowly, or `timeout_s` passed while the request waited.",
     413: "The body is too large.",
     429: "The queue is full.",
     500: "An error inside the server.",
