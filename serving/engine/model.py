@@ -17,7 +17,6 @@ import torch.distributed as dist
 from serving.config import ModelConfig
 from serving.engine.assembly import Assembly, Share, recompute_buffers
 from serving.engine.attend import Attend, AttentionSpec
-from serving.engine.balance import even_out
 from serving.engine.checkpoint import open_checkpoint
 from serving.engine.collectives import Collectives
 from serving.engine.families import eos_token_ids, kv_replicas, read_config
@@ -74,7 +73,7 @@ def load_model(
     skeleton = build_skeleton(hf, family, kv_replicas(hf, family, collectives.world), dtype)
     assembly = Assembly(skeleton, checkpoint, collectives, dtype)
     head = assembly.split_vocabulary()
-    shares = _apply_autotp(skeleton.base, collectives, dtype, device) if collectives.world > 1 else {}
+    shares = _apply_autotp(skeleton.base, collectives.world, dtype) if collectives.world > 1 else {}
     model, plan = assembly.finish(head, shares), assembly.plan
     if prepare is not None:
         prepare(model, plan)
@@ -93,20 +92,18 @@ def load_model(
     return model
 
 
-def _apply_autotp(base: Any, collectives: Collectives, dtype: torch.dtype, device: torch.device) -> dict[str, Share]:
+def _apply_autotp(base: Any, world: int, dtype: torch.dtype) -> dict[str, Share]:
     """Shard the decoder's linear layers, and learn what this rank keeps of each. `base` stays on meta."""
     with _quiet():
         import deepspeed
         from deepspeed.module_inject.layers import TensorParallel_Layer
 
         deepspeed.init_inference(
-            base, tensor_parallel={"tp_size": collectives.world}, dtype=dtype, replace_with_kernel_inject=False
+            base, tensor_parallel={"tp_size": world}, dtype=dtype, replace_with_kernel_inject=False
         )
     base.to("meta")
     layers = {name: layer for name, layer in base.named_modules() if isinstance(layer, TensorParallel_Layer)}
-    shares = {name: _share(layer) for name, layer in layers.items()}
-    shapes = {name: tuple(layer.weight.shape) for name, layer in layers.items()}
-    return even_out(shares, shapes, collectives, device)
+    return {name: _share(layer) for name, layer in layers.items()}
 
 
 def _share(layer: Any) -> Share:
