@@ -36,8 +36,11 @@ MAX_CONNECTIONS = 20_000
 """Clients that may be connected at once, if the process may open that many files. With Serve's own 4096, as many idle
 connections would keep everybody else out."""
 
+FILES_PER_CLIENT = 2.5
+"""HAProxy's own reckoning: a socket on either side, and for every fourth client a pipe to splice through."""
+
 FILES_BESIDES = 512
-"""What HAProxy opens besides two files for each client."""
+"""What it opens besides, with room to spare."""
 
 CLIENT_SILENCE_S = 60
 """A client that should send or read and does neither for that long is let go; Serve's own is an hour. Waiting for an
@@ -126,7 +129,7 @@ def _connections() -> int:
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
     if files == resource.RLIM_INFINITY:
         return MAX_CONNECTIONS
-    return max(1, min(MAX_CONNECTIONS, (files - FILES_BESIDES) // 2))
+    return max(1, min(MAX_CONNECTIONS, int((files - FILES_BESIDES) / FILES_PER_CLIENT)))
 
 
 def _own_ports() -> range:

@@ -26,7 +26,7 @@ _NOT_CHECKED: list[Any] = [positive_data_acceptance]
 
 schema = schemathesis.openapi.from_dict(document("Gangway", "0"))
 fuzz = settings(
-    max_examples=int(_EXAMPLES or 20),
+    max_examples=int(_EXAMPLES or 60),
     derandomize=_EXAMPLES is None,
     database=None,
     deadline=None,

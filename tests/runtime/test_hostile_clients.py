@@ -34,7 +34,7 @@ MIB = 2**20
 
 
 def serve_config(folder: Path, port: int, behind: str, **limits: int) -> Path:
-    """The file that Serve writes for one replica, with other timeouts if they are given."""
+    """The file that Serve writes for one replica and as many clients as it is told; with other timeouts if given."""
     url = httpx.URL(behind)
     config = HAProxyConfig(
         socket_path=str(folder / "admin.sock"),
@@ -44,7 +44,7 @@ def serve_config(folder: Path, port: int, behind: str, **limits: int) -> Path:
         stats_port=free_port(),
         metrics_port=free_port(),
         nbthread=1,
-        maxconn=1000,
+        maxconn=int(haproxy_settings(folder, "/bin/echo")["RAY_SERVE_HAPROXY_MAXCONN"]),
         has_received_routes=True,
         has_received_servers=True,
         http_options=HTTPOptions(host="127.0.0.1", port=port, keep_alive_timeout_s=1),
@@ -136,7 +136,7 @@ class Client:
         try:
             async with asyncio.timeout(20):
                 return await self.reader.read()
-        except ConnectionResetError:
+        except ConnectionError:
             return b"reset"
         finally:
             self.writer.close()
