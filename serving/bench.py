@@ -30,6 +30,15 @@ class BenchError(GangwayError):
     """The server cannot be measured."""
 
 
+_WENT_WRONG = (
+    *(BenchError, OSError, EOFError, ArithmeticError, LookupError, TypeError, ValueError, RecursionError),
+    asyncio.LimitOverrunError,
+)
+"""What a server that goes away, or answers with anything but HTTP and events of a completion, comes to in the end."""
+_MAX_PIECE = 2**24
+"""Bytes of a chunk, and of an event, that are waited for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Timing:
     """One request; seconds."""
@@ -145,7 +154,7 @@ async def _run_level(client: "_Client", places: int, bodies: list[bytes]) -> Lev
         while waiting:
             try:
                 timings.append(await client.complete(waiting.pop()))
-            except (BenchError, OSError, asyncio.IncompleteReadError) as error:
+            except _WENT_WRONG as error:
                 failures.append(str(error) or type(error).__name__)
 
     before = await client.phases()
@@ -226,6 +235,8 @@ class _Client:
         async for chunk in response.chunks():
             now = time.perf_counter()
             *events, pending = (pending + chunk).split(b"\n\n")
+            if len(pending) > _MAX_PIECE:
+                raise BenchError("an event does not end")
             for event in events:
                 if event.startswith(b'data: {"error"'):
                     raise BenchError(event.removeprefix(b"data: ").decode(errors="replace"))
@@ -233,7 +244,7 @@ class _Client:
                     moments.append(now)
                 elif b'"usage":{' in event:
                     tokens = json.loads(event.removeprefix(b"data: "))["usage"]["completion_tokens"]
-        if not moments or not tokens:
+        if not moments or not isinstance(tokens, int) or tokens < 1:
             raise BenchError("the stream ended early")
         gaps = tuple(later - earlier for earlier, later in itertools.pairwise(moments))
         return Timing(moments[0] - begun, gaps, tokens)
@@ -242,10 +253,9 @@ class _Client:
         """Where the engine's time went so far."""
         try:
             response = await self._open("GET", "/metrics", b"")
-            page = b"".join([chunk async for chunk in response.chunks()])
-        except (OSError, asyncio.IncompleteReadError) as error:
+            return parse_phases(b"".join([chunk async for chunk in response.chunks()]).decode())
+        except _WENT_WRONG as error:
             raise BenchError(f"http://{self._host}:{self._port} cannot be reached: {error}") from error
-        return parse_phases(page.decode())
 
     async def _open(self, method: str, path: str, body: bytes) -> "_Response":
         reader, writer = await asyncio.open_connection(self._host, self._port, limit=2**20)
@@ -268,11 +278,11 @@ class _Response:
         """Read the head; raise `BenchError` unless the status is 200."""
         try:
             head = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
+            status = head.split(" ", 2)[1]
         except BaseException:
             self._writer.close()
             raise
         self._chunked = "transfer-encoding: chunked" in head
-        status = head.split(" ", 2)[1]
         if status != "200":
             text = b"".join([chunk async for chunk in self.chunks()]).decode(errors="replace")
             raise BenchError(f"status {status}: {text[:500]}")
@@ -287,5 +297,7 @@ class _Response:
 
     async def _chunk(self) -> bytes:
         size = int((await self._reader.readline()).split(b";")[0] or b"0", 16)
+        if not 0 <= size <= _MAX_PIECE:
+            raise BenchError(f"a chunk of {size} bytes")
         data = await self._reader.readexactly(size + 2)
         return data[:size]

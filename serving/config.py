@@ -104,6 +104,10 @@ class HttpConfig(Section):
     max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)
     """Largest request body; a larger one is answered 413."""
 
+    body_timeout_s: float = Field(default=30.0, gt=0)
+    """Longest a request body may take to arrive; one that drips in is answered 408. HAProxy, in front, gives up a
+    connection on which nothing at all has moved for a minute: keep this below."""
+
     max_inputs: int = Field(default=64, ge=1)
     """Prompts in one request, times `n`."""
 

@@ -33,6 +33,10 @@ class BodyTooLarge(CallerError):
     """The request body is over the limit."""
 
 
+class BodyTooSlow(CallerError):
+    """The request body did not come to its end in time."""
+
+
 class LaterError(GangwayError):
     """The same request may succeed later; `retry_after_s` says when to try."""
 

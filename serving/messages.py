@@ -5,9 +5,12 @@ the broadcast from rank 0 to its followers (`StepPlan`), and what the registry s
 """
 
 import struct
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, TypeVar
 
 import msgspec
+
+T = TypeVar("T")
 
 TokenId = int
 RequestId = str
@@ -285,8 +288,20 @@ def floats(embedding: bytes) -> list[float]:
     return list(struct.unpack(f"<{len(embedding) // 4}f", embedding))
 
 
+def _refusing(decode: Callable[[bytes], T]) -> Callable[[bytes], T]:
+    """The decoder, with one error for whatever is no message: msgspec has others for bad UTF-8 and deep nesting."""
+
+    def checked(data: bytes) -> T:
+        try:
+            return decode(data)
+        except (UnicodeDecodeError, RecursionError) as error:
+            raise msgspec.DecodeError(str(error)) from None
+
+    return checked
+
+
 _encoder = msgspec.msgpack.Encoder()
-decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode
-"""bytes -> ToEngine; raises msgspec.ValidationError or msgspec.DecodeError."""
-decode_to_gateway = msgspec.msgpack.Decoder(ToGateway).decode
-decode_plan = msgspec.msgpack.Decoder(StepPlan).decode
+decode_to_engine: Callable[[bytes], ToEngine] = _refusing(msgspec.msgpack.Decoder(ToEngine).decode)
+"""bytes -> ToEngine; raises msgspec.DecodeError, of which msgspec.ValidationError is one."""
+decode_to_gateway: Callable[[bytes], ToGateway] = _refusing(msgspec.msgpack.Decoder(ToGateway).decode)
+decode_plan: Callable[[bytes], StepPlan] = _refusing(msgspec.msgpack.Decoder(StepPlan).decode)

@@ -27,12 +27,12 @@ class Embeddings:
     def __init__(self, service: Service, preparer: Preparer, config: Config) -> None:
         self._service = service
         self._preparer = preparer
-        self._limit = config.http.max_body_bytes
+        self._http = config.http
         self._name = config.model.name
 
     async def embeddings(self, request: Request) -> Response:
         """A vector for each input."""
-        body = await parse.read(request, EmbeddingRequest, self._limit)
+        body = await parse.read(request, EmbeddingRequest, self._http)
         self._preparer.check_model(body.model)
         self._service.check_admission()
         generation = self._service.generate(await self._preparer.embedding(body, caller=caller(request)))

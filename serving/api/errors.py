@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serving.api.answers import ErrorAnswer, ErrorDetail
 from serving.errors import (
     BodyTooLarge,
+    BodyTooSlow,
     CallerError,
     DeadlineExceeded,
     GangwayError,
@@ -31,6 +32,7 @@ STATUSES: dict[type[GangwayError], tuple[int, str]] = {
     InvalidRequest: (400, "invalid_request_error"),
     NotFound: (404, "not_found_error"),
     Unauthorized: (401, "authentication_error"),
+    BodyTooSlow: (408, "timeout_error"),
     BodyTooLarge: (413, "invalid_request_error"),
     QueueFull: (429, "rate_limit_error"),
     OverLimit: (429, "rate_limit_error"),
@@ -56,6 +58,8 @@ def translate(error: Exception) -> tuple[int, dict[str, str], ErrorAnswer]:
     headers = {}
     if isinstance(error, QueueFull | OverLimit | GroupUnavailable):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    if isinstance(error, BodyTooLarge | BodyTooSlow):
+        headers["Connection"] = "close"  # else the server would take in and throw away what still comes, for ever
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
     param = error.param if isinstance(error, CallerError) else None

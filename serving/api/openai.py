@@ -53,7 +53,7 @@ class OpenAI:
         self._service = service
         self._tokenizer = service.tokenizer
         self._preparer = preparer
-        self._limit = config.http.max_body_bytes
+        self._http = config.http
         self._card = ModelCard(id=config.model.name, created=int(time.time()), max_model_len=config.model.max_model_len)
 
     async def models(self, _request: Request) -> Response:
@@ -67,7 +67,7 @@ class OpenAI:
 
     async def completions(self, request: Request) -> Response | EventStream:
         """Continue prompts."""
-        body = await parse.read(request, CompletionRequest, self._limit)
+        body = await parse.read(request, CompletionRequest, self._http)
         self._check(body)
         prepared = await self._preparer.request(
             "cmpl",
@@ -82,7 +82,7 @@ class OpenAI:
 
     async def chat(self, request: Request) -> Response | EventStream:
         """Answer a chat."""
-        body = await parse.read(request, ChatRequest, self._limit)
+        body = await parse.read(request, ChatRequest, self._http)
         self._check(body)
         prepared = await self._preparer.request(
             "chatcmpl",

@@ -39,7 +39,7 @@ _ERRORS = {
     400: "The request is wrong; `param` names the field.",
     401: "The bearer key is missing or unknown.",
     404: "No such model.",
-    408: "`timeout_s` passed while the request waited.",
+    408: "The body came too slowly, or `timeout_s` passed while the request waited.",
     413: "The body is too large.",
     429: "The queue is full, or the API key is at its limit.",
     500: "An error inside the server.",
@@ -98,7 +98,7 @@ def _post(
 ) -> Json:
     content = {"application/json": {"schema": _ref(answer)}}
     if event is not None:
-        content["text/event-stream"] = {"itemSchema": _ref(event)}
+        content["text/event-stream"] = {"itemSchema": _event(event)}
     return {
         "summary": summary,
         "requestBody": {"required": True, "content": {"application/json": {"schema": _ref(body)}}},
@@ -107,6 +107,14 @@ def _post(
         }
         | _errors(_POST_ERRORS),
     }
+
+
+def _event(event: type[msgspec.Struct]) -> Json:
+    """An event as OpenAPI 3.2 describes one: its data is a string, here with JSON in it but for the one at the end."""
+    inside = {"anyOf": [_ref(event), _ref(ErrorAnswer)]}
+    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": inside}
+    done = {"type": "string", "const": "[DONE]"}
+    return {"type": "object", "required": ["data"], "properties": {"data": {"anyOf": [data, done]}}}
 
 
 def _get(summary: str, answer: type[msgspec.Struct], *errors: int) -> Json:

@@ -1,5 +1,9 @@
-"""Bodies to checked fields, and complaints to sentences that name the field. Content types are not looked at."""
+"""Bodies to checked fields, and complaints to sentences that name the field. Content types are not looked at.
 
+What a body costs is bounded whatever is in it: its bytes, the time that it takes to come, and its complaints.
+"""
+
+import asyncio
 import difflib
 from typing import Any, TypeVar
 
@@ -20,12 +24,19 @@ from serving.api.schema import (
     TextFormat,
     TextPart,
 )
-from serving.errors import BodyTooLarge, InvalidRequest
+from serving.config import HttpConfig
+from serving.errors import BodyTooLarge, BodyTooSlow, InvalidRequest
 
 F = TypeVar("F", bound=Fields)
 
 _READ_ON = 4
 """A body over the limit is read on and thrown away up to that many times it: a client still sending sees no answer."""
+_MAX_DIGITS = 18
+"""Of a declared length; Python refuses to read a number of thousands of digits."""
+_MAX_FAULTS = 1000
+"""With more faults than that nobody is told of each: pydantic needs half a kilobyte to describe one."""
+_SHOWN_CHARACTERS = 100
+"""Of a field's name that the caller has made up."""
 _SHAPES = {
     "prompt": "must be a string, a list of strings, a list of token ids, or a list of lists of token ids",
     "input": "must be a string, a list of strings, a list of token ids, or a list of lists of token ids",
@@ -48,19 +59,26 @@ _MODELS: tuple[type[Fields], ...] = (
 _NAMES = frozenset(name for model in _MODELS for name in model.model_fields)
 
 
-async def read(request: Request, model: type[F], limit: int) -> F:
-    """The body, checked against `model`. Raises `BodyTooLarge`, `InvalidRequest`, or `ClientGone`."""
-    body = await _read_body(request, limit)
+async def read(request: Request, model: type[F], http: HttpConfig) -> F:
+    """The body, checked against `model`. Raises `BodyTooLarge`, `BodyTooSlow`, `InvalidRequest`, or `ClientGone`."""
+    try:
+        async with asyncio.timeout(http.body_timeout_s):
+            body = await _read_body(request, http.max_body_bytes)
+    except TimeoutError:
+        late = f"the body did not come to its end within {http.body_timeout_s:g} s"
+        raise BodyTooSlow(late, code="body_timeout") from None
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
+        if error.error_count() > _MAX_FAULTS:
+            raise InvalidRequest(f"the body has {error.error_count()} faults, too many to name one") from None
         raise _complaint(error.errors(include_url=False, include_input=False), model) from None
 
 
 async def _read_body(request: Request, limit: int) -> bytes:
     declared = request.headers.get("content-length", "")
     body, size = bytearray(), 0
-    too_large = declared.isdecimal() and int(declared) > limit
+    too_large = declared.isdecimal() and (len(declared) > _MAX_DIGITS or int(declared) > limit)
     try:
         async for chunk in request.stream():
             size += len(chunk)
@@ -95,14 +113,14 @@ def _path(error: ErrorDetails) -> list[str]:
     *way, last = error["loc"] or ("",)
     path = [str(part) for part in way if isinstance(part, int) or part in _NAMES]
     if last and (isinstance(last, int) or last in _NAMES or error["type"] == "extra_forbidden"):
-        path.append(str(last))
+        path.append(str(last)[:_SHOWN_CHARACTERS])
     return path
 
 
 def _sentence(error: ErrorDetails, path: list[str], model: type[Fields], *, ambiguous: bool) -> str:
     kind, name = error["type"], path[-1]
     if kind == "extra_forbidden":
-        return f"unknown field{_nearest(str(error['loc'][-1]), model, path)}"
+        return f"unknown field{_nearest(name, model, path)}"
     if kind == "missing":
         return "is required"
     field = next((part for part in reversed(path) if not part.isdecimal()), name)

@@ -27,12 +27,12 @@ class Predict:
     def __init__(self, service: Service, preparer: Preparer, config: Config) -> None:
         self._service = service
         self._preparer = preparer
-        self._limit = config.http.max_body_bytes
+        self._http = config.http
         self._model = config.model.name
 
     async def predict(self, request: Request) -> Response | EventStream:
         """Run all inputs, and answer with all outputs or with a stream of them."""
-        body = await parse.read(request, PredictRequest, self._limit)
+        body = await parse.read(request, PredictRequest, self._http)
         self._service.check_admission()
         parameters = body.parameters or PredictParameters()
         prepared = await self._preparer.request(

@@ -25,6 +25,10 @@ StopString = Annotated[str, Field(min_length=1, max_length=256)]
 TokenKey = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 Token = Annotated[int, Field(ge=0, lt=2**31)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
+# A list gives up at its first fault: one complaint for each of the millions of places in a body would fill the memory.
+Texts = Annotated[list[str], Field(fail_fast=True)]
+Tokens = Annotated[list[Token], Field(fail_fast=True)]
+Prompts = Annotated[list[Tokens], Field(fail_fast=True)]
 
 
 class SamplingFields(Fields):
@@ -89,7 +93,7 @@ class ChatMessage(Fields):
         return "".join(part.text for part in self.content)
 
 
-Chat = Annotated[list[ChatMessage], Field(min_length=1, max_length=4096)]
+Chat = Annotated[list[ChatMessage], Field(min_length=1, max_length=4096, fail_fast=True)]
 
 
 class PredictParameters(SamplingFields):
@@ -102,7 +106,7 @@ class PredictParameters(SamplingFields):
 class PredictRequest(Fields):
     """Body of `POST /predict`."""
 
-    inputs: str | Annotated[list[str | Chat], Field(min_length=1)]
+    inputs: str | Annotated[list[str | Chat], Field(min_length=1, fail_fast=True)]
     """A prompt, or a list of prompts and chats; the answer has as many outputs, in the same order.
 
     A prompt is a user's message to a model that has a chat template, and a text to go on with for any other.
@@ -137,7 +141,7 @@ class OpenAIFields(SamplingFields):
 class CompletionRequest(OpenAIFields):
     """Body of `POST /v1/completions`."""
 
-    prompt: str | list[str] | list[Token] | list[list[Token]]
+    prompt: str | Texts | Tokens | Prompts
     """Text or token ids, one prompt or several."""
     logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     best_of: Literal[1] | None = None
@@ -148,7 +152,7 @@ class CompletionRequest(OpenAIFields):
 class EmbeddingRequest(Fields):
     """Body of `POST /v1/embeddings`."""
 
-    input: str | list[str] | list[Token] | list[list[Token]]
+    input: str | Texts | Tokens | Prompts
     """Text or token ids, one or several; the answer has as many vectors, in the same order. Nothing is cut off."""
     model: str | None = None
     """The served model's name; may be left out."""

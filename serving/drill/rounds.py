@@ -187,7 +187,7 @@ class Request:
                 await self._ask(client)
         except TimeoutError:
             self.loss = f"not complete after {self._timeout_s:g} s"
-        except (httpx.HTTPError, ValueError) as error:
+        except (httpx.HTTPError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
             self.loss = f"{type(error).__name__}: {error}"
         finally:
             self.ended_at = time.perf_counter()

@@ -7,14 +7,20 @@ A gloo group of its own, also where the model's collectives go over NCCL. Rank 0
 from datetime import timedelta
 from typing import Protocol
 
+import msgspec
 import torch
 import torch.distributed as dist
 
-from serving.errors import PeerLost
+from serving.errors import PeerLost, ProtocolError
 from serving.messages import StepPlan, decode_plan, encode
 
 LONGEST_SILENCE_S = 1.0
 """Longest rank 0 leaves its followers without a plan."""
+
+HEADER_BYTES = 4
+MAX_PLAN_BYTES = 1 << 30
+"""More than any plan has: its prompts came over a link whose messages are sixteen times smaller. A follower that reads
+a longer one off a garbled header gives up instead of making room for it."""
 
 
 class Broadcast(Protocol):
@@ -24,7 +30,10 @@ class Broadcast(Protocol):
         """Rank 0: hand the plan to all followers; returns the bytes that each was sent. Raises `PeerLost`."""
 
     def receive(self) -> StepPlan:
-        """A follower: the next plan. Raises `PeerLost` when rank 0 was silent for too long."""
+        """A follower: the next plan.
+
+        Raises `PeerLost` when rank 0 was silent for too long, `ProtocolError` for bytes that are no plan.
+        """
 
 
 class Loopback:
@@ -42,7 +51,6 @@ class GroupBroadcast:
 
     BUFFER_BYTES = 2048
     """Holds the plan of a steady step of hundreds of sequences; new prompts overflow it."""
-    HEADER_BYTES = 4
 
     def __init__(self, timeout_s: float) -> None:
         """Collective: every rank of the default group makes its end."""
@@ -50,8 +58,7 @@ class GroupBroadcast:
         self._buffer = torch.zeros(self.BUFFER_BYTES, dtype=torch.uint8)
 
     def send(self, plan: StepPlan) -> int:
-        payload = encode(plan)
-        frame = len(payload).to_bytes(self.HEADER_BYTES, "little") + payload
+        frame = framed(plan)
         head = frame[: self.BUFFER_BYTES]
         self._buffer[: len(head)] = torch.frombuffer(bytearray(head), dtype=torch.uint8)
         self._broadcast(self._buffer)
@@ -63,16 +70,38 @@ class GroupBroadcast:
     def receive(self) -> StepPlan:
         self._broadcast(self._buffer)
         head = self._buffer.numpy().tobytes()
-        length = int.from_bytes(head[: self.HEADER_BYTES], "little")
-        payload = head[self.HEADER_BYTES : self.HEADER_BYTES + length]
+        length = length_of(head)
+        payload = head[HEADER_BYTES : HEADER_BYTES + length]
         if len(payload) < length:
             rest = torch.zeros(length - len(payload), dtype=torch.uint8)
             self._broadcast(rest)
             payload += rest.numpy().tobytes()
-        return decode_plan(payload)
+        return plan_of(payload)
 
     def _broadcast(self, tensor: torch.Tensor) -> None:
         try:
             dist.broadcast(tensor, src=0, group=self._group)
         except RuntimeError as error:
             raise PeerLost(f"the broadcast of a plan failed: {error}") from error
+
+
+def framed(plan: StepPlan) -> bytes:
+    """A plan's bytes behind their number."""
+    payload = encode(plan)
+    return len(payload).to_bytes(HEADER_BYTES, "little") + payload
+
+
+def length_of(frame: bytes) -> int:
+    """Bytes of the plan in a frame. Raises `ProtocolError` when no plan is that long."""
+    length = int.from_bytes(frame[:HEADER_BYTES], "little")
+    if length > MAX_PLAN_BYTES:
+        raise ProtocolError(f"a plan of {length} bytes was announced; none has more than {MAX_PLAN_BYTES}")
+    return length
+
+
+def plan_of(payload: bytes) -> StepPlan:
+    """The plan. Raises `ProtocolError` for anything else."""
+    try:
+        return decode_plan(payload)
+    except msgspec.DecodeError as error:
+        raise ProtocolError(f"rank 0 sent {len(payload)} bytes that are no plan: {error}") from error

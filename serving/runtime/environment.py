@@ -6,6 +6,7 @@ stream of small events that proxy costs three times what the gateway itself does
 
 import os
 import random
+import resource
 import shlex
 import shutil
 import socket
@@ -30,6 +31,20 @@ there can ask for, and Serve's look at its replicas ten times a second."""
 
 HAPROXY_THREADS = 2
 """It needs a tenth of a core for hundreds of events a second."""
+
+MAX_CONNECTIONS = 20_000
+"""Clients that may be connected at once, if the process may open that many files. With Serve's own 4096, as many idle
+connections would keep everybody else out."""
+
+FILES_PER_CLIENT = 2.5
+"""HAProxy's own reckoning: a socket on either side, and for every fourth client a pipe to splice through."""
+
+FILES_BESIDES = 512
+"""What it opens besides, with room to spare."""
+
+CLIENT_SILENCE_S = 60
+"""A client that should send or read and does neither for that long is let go; Serve's own is an hour. Waiting for an
+answer does not count, however long it takes."""
 
 PRIVATE_PORTS = range(20_000, 30_000)
 """Below the range for outgoing connections, from which Ray takes dozens of ports in the seconds of its start, and
@@ -85,6 +100,8 @@ def haproxy_settings(folder: Path, binary: str) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_SERVE_HAPROXY_NBTHREAD": str(HAPROXY_THREADS),
+        "RAY_SERVE_HAPROXY_MAXCONN": str(_connections()),
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(CLIENT_SILENCE_S),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(grpc),
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(replicas[0]),
@@ -105,6 +122,14 @@ def _haproxy_binary() -> str | None:
     except ImportError:
         return None
     return str(get_haproxy_binary())
+
+
+def _connections() -> int:
+    """HAProxy does not start when it may not open the files for all that it is told to take."""
+    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files == resource.RLIM_INFINITY:
+        return MAX_CONNECTIONS
+    return max(1, min(MAX_CONNECTIONS, int((files - FILES_BESIDES) / FILES_PER_CLIENT)))
 
 
 def _own_ports() -> range:

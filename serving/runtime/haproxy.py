@@ -1,8 +1,8 @@
 """Stands between Ray Serve and haproxy: `python haproxy.py BINARY ARGUMENTS...`, run as a script.
 
-Two things that Serve leaves open: its statistics would listen on every interface without asking who comes, and a
-haproxy outlives the actor that started it when that is killed. Needs nothing but the standard library, and becomes
-haproxy itself in the end.
+Three things that Serve leaves open: its statistics would listen on every interface without asking who comes, a client
+may take as long as it likes over its headers, and a haproxy outlives the actor that started it when that is killed.
+Needs nothing but the standard library, and becomes haproxy itself in the end.
 """
 
 import ctypes
@@ -17,6 +17,19 @@ PR_SET_PDEATHSIG = 1
 
 ANY_INTERFACE = re.compile(r"^(\s*bind )\*?:", re.MULTILINE)
 
+HEADERS_S = 10
+"""Longest a client may take over a request's headers, from its first byte on; then it is answered 408 and let go.
+haproxy has no limit of its own, and `timeout client` begins anew with every byte."""
+
+DEFAULTS = re.compile(r"^defaults$", re.MULTILINE)
+
+
+def patience_bounded(config: str) -> str:
+    """The haproxy configuration with `timeout http-request`, unless it has one."""
+    if "timeout http-request" in config:
+        return config
+    return DEFAULTS.sub(f"defaults\n    timeout http-request {HEADERS_S}s", config)
+
 
 def loopback_only(config: str) -> str:
     """The haproxy configuration with every bind to all interfaces turned into one to this machine."""
@@ -27,7 +40,7 @@ def main(binary: str, *arguments: str) -> None:
     """Mend the configuration that is among the arguments, tie this process to its parent, and become haproxy."""
     for path in map(Path, arguments):
         if path.suffix == ".cfg":
-            path.write_text(loopback_only(path.read_text()))
+            path.write_text(patience_bounded(loopback_only(path.read_text())))
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     os.execv(binary, [binary, *arguments])  # noqa: S606  no shell is wanted
 

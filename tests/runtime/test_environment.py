@@ -70,6 +70,8 @@ def test_two_clusters_on_a_machine_get_ports_and_files_of_their_own(tmp_path: Pa
     fixed = {
         "RAY_SERVE_ENABLE_HA_PROXY",
         "RAY_SERVE_HAPROXY_NBTHREAD",
+        "RAY_SERVE_HAPROXY_MAXCONN",
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S",
     }
     assert {key for key in first if first[key] == second[key]} == fixed

