@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cluster.errors import SpecError
 from cluster.spec import ClusterSpec, load_spec
 from serving.config import load_config
 
@@ -149,14 +150,16 @@ def up(
     as_json: AsJson = False,
 ) -> None:
     """Apply the gang and wait until `/readyz` answers through its Service."""
+    from cluster.session import interruptible, opened
+
     spec = load_spec(config, overrides)
     documents = _documents(spec, allow_single_node)
-    with _lifecycle(spec, kubeconfig, context, _say(as_json)) as work:
+    with opened(spec, kubeconfig, context, _say(as_json)) as work:
         work.patient = patient
         if dry_run:
             _tell_alterations(work.compare(documents, force=force), as_json)
             return
-        _interruptible(lambda: work.up(documents, recreate=recreate, force=force), config)
+        interruptible(lambda: work.up(documents, recreate=recreate, force=force), config)
         _tell_report(work, as_json)
 
 
@@ -165,39 +168,6 @@ def _tell_alterations(rows: list[Any], as_json: bool) -> None:
         _print_json([{"kind": r.kind, "name": r.name, "does": r.verb, "fields": r.fields} for r in rows])
     for row in () if as_json else rows:
         typer.echo(f"if applied: {row}")
-
-
-def _lifecycle(spec: ClusterSpec, kubeconfig: str | None, context: str | None, say: Callable[[str], None]) -> Any:
-    """A lifecycle whose waits end early when something changes, as a context manager."""
-    from contextlib import contextmanager
-
-    from cluster.connection import connect
-    from cluster.lifecycle import Lifecycle
-    from cluster.observe import Wakeups
-    from cluster.snapshot import gang_of
-
-    @contextmanager
-    def opened() -> Any:
-        client, gang = connect(kubeconfig, context), gang_of(spec)
-        with Wakeups(client, gang) as wakeups:
-            yield Lifecycle(client=client, gang=gang, say=say, wait=wakeups.wait)
-
-    return opened()
-
-
-def _interruptible(work: Callable[[], object], config: Path) -> None:
-    """Ctrl-C leaves all as it is, and says what that means."""
-    try:
-        work()
-    except KeyboardInterrupt:
-        command = "gangway cluster"
-        typer.echo(
-            "interrupted: what was applied stays, and goes on without this command. "
-            f"See `{command} status {config}`, wait again with `{command} up {config}`, "
-            f"remove it with `{command} down {config}`.",
-            err=True,
-        )
-        raise
 
 
 def _tell_report(work: Any, as_json: bool) -> None:
@@ -264,19 +234,58 @@ def logs(
 @app.command(epilog=f"Example: gangway cluster submit {EXAMPLE} --set ray.kind=cluster")
 def submit(
     config: File,
+    batch_files: Annotated[list[str] | None, typer.Argument(metavar="[INPUT OUTPUT [-- OPTIONS]]")] = None,
+    batch: Annotated[bool, typer.Option("--batch", help="A batch job; OPTIONS are `gangway batch`'s.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print a batch job's manifest, and stop.")] = False,
     overrides: Overrides = [],  # noqa: B006
+    allow_single_node: SingleNode = False,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run the serving command anew on a standing RayCluster (`ray.kind: cluster`), and wait until it answers."""
+    """Run the serving command anew on a standing RayCluster (`ray.kind: cluster`); with --batch a batch job."""
+    from cluster.session import interruptible, opened
     from cluster.submission import submission
 
-    spec = load_spec(config, overrides)
+    spec, files = load_spec(config, overrides), batch_files or []
+    if batch:
+        _submit_batch(config, spec, files, dry_run, allow_single_node, kubeconfig, context, as_json)
+        return
+    if files or dry_run:
+        raise SpecError("INPUT, OUTPUT and --dry-run are for --batch")
     document = submission(spec)
-    with _lifecycle(spec, kubeconfig, context, _say(as_json)) as work:
-        _interruptible(lambda: work.resubmit(document), config)
+    with opened(spec, kubeconfig, context, _say(as_json)) as work:
+        interruptible(lambda: work.resubmit(document), config)
         _tell_report(work, as_json)
+
+
+def _submit_batch(
+    config: Path,
+    spec: ClusterSpec,
+    files: list[str],
+    dry_run: bool,
+    allow_single_node: bool,
+    kubeconfig: str | None,
+    context: str | None,
+    as_json: bool,
+) -> None:
+    from cluster.batch_job import batch_documents, batch_spec
+    from cluster.manifest import to_yaml
+    from cluster.session import opened
+
+    if len(files) < 2:
+        raise SpecError("--batch needs an INPUT and an OUTPUT")
+    documents = batch_documents(spec, files[0], files[1], files[2:], allow_single_node=allow_single_node)
+    if dry_run:
+        typer.echo(json.dumps(documents, indent=2) + "\n" if as_json else to_yaml(documents), nl=False)
+        return
+    job = batch_spec(spec)
+    with opened(job, kubeconfig, context, _say(as_json)) as work:
+        work.create(documents)
+    how = f"{config} --set name={job.name}"
+    _say(as_json)(f"follow it with `gangway cluster logs {how}`, remove it with `gangway cluster down {how}`")
+    if as_json:
+        _print_json({"name": job.name, "namespace": job.namespace})
 
 
 @app.command(epilog=f"Example: gangway cluster down {EXAMPLE}")
@@ -288,9 +297,11 @@ def down(
     as_json: AsJson = False,
 ) -> None:
     """Delete the gang and wait until nothing of it is left."""
+    from cluster.session import opened
+
     spec = load_spec(config, overrides)
     say = _say(as_json)
-    with _lifecycle(spec, kubeconfig, context, say) as work:
+    with opened(spec, kubeconfig, context, say) as work:
         deleted = work.down()
     if as_json:
         _print_json({"deleted": deleted})

@@ -87,6 +87,15 @@ class Lifecycle:
         self.say(f"created RayJob {name}")
         return self.wait_ready(observer)
 
+    def create(self, documents: Sequence[Manifest]) -> None:
+        """Apply what must not be there yet, and do not wait. Raises `ConflictError` where its RayJob is."""
+        name = documents[-1]["metadata"]["name"]
+        if self.client.find(RAY_JOB, name, self.gang.namespace) is not None:
+            raise ConflictError(f"there is a RayJob {name} already", fix="let it end, then remove it with `down`")
+        for document, row in zip(documents, self.compare(documents), strict=True):
+            self.client.apply(document)
+            self.say(str(row))
+
     def compare(self, documents: Sequence[Manifest], *, force: bool = False) -> list[Alteration]:
         """What applying would change, as the server itself works it out (dry run)."""
         return [self._compare(document, force) for document in documents]

@@ -193,6 +193,9 @@ class StorageConfig(Section):
 
     model: ModelVolume
 
+    batch: ModelVolume | None = None
+    """Where a batch job's input and output are: mounted on its head, and writable for `security.run_as_user`."""
+
     shard_cache_host_path: AbsolutePath | None = None
     """Folder on each node that keeps the ranks' shards, so that a new pod on it loads in seconds. It must be writable
     for `security.run_as_user`. Not set: they are kept as long as the pod lives."""

@@ -47,6 +47,19 @@ def worker_volumes(spec: ClusterSpec) -> list[Mounted]:
     return volumes
 
 
+def batch_volumes(spec: ClusterSpec) -> list[Mounted]:
+    """What the head of a batch job needs besides: the model, whose tokenizer it runs, and where the rows are."""
+    batch = spec.storage.batch
+    if batch is None:
+        return _model(spec)
+    source: dict[str, Any] = {"emptyDir": {}}
+    if batch.claim is not None:
+        source = {"persistentVolumeClaim": {"claimName": batch.claim}}
+    elif batch.host_path is not None:
+        source = {"hostPath": {"path": batch.host_path, "type": "Directory"}}
+    return [*_model(spec), Mounted("batch", batch.mount_path, source, read_only=False, sub_path=batch.sub_path)]
+
+
 def _shm(spec: ClusterSpec) -> Mounted:
     """Ours, so that KubeRay does not mount one of the size of all memory."""
     room = {"medium": "Memory", "sizeLimit": spec.resources.shm}

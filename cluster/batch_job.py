@@ -1,0 +1,64 @@
+"""`gangway batch` on a gang of its own, as the documents of a RayJob. Pure.
+
+It is the serving gang under the name NAME-batch, made by the same builders, without a Service. The command on the head
+reads the rows, tokenizes them and writes the output, so the head mounts the model and `storage.batch` as well.
+KubeRay itself submits it (HTTPMode), as the serving command: a submitter pod that loses contact would end the job.
+"""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+from cluster.errors import SpecError
+from cluster.kinds import Manifest
+from cluster.manifest import render
+from cluster.spec import CONFIG_FILE, ClusterSpec
+from cluster.volumes import batch_volumes
+
+TTL_S = 300
+"""The pods stay so long after the end, in seconds, for their logs to be read."""
+
+
+def batch_spec(spec: ClusterSpec) -> ClusterSpec:
+    """The same gang under the name of its batch job, always as a RayJob with pods of its own."""
+    return spec.model_copy(
+        update={"name": f"{spec.name}-batch", "ray": spec.ray.model_copy(update={"kind": "job"})}, deep=True
+    )
+
+
+def batch_documents(
+    spec: ClusterSpec, source: str, output: str, options: Sequence[str] = (), *, allow_single_node: bool = False
+) -> list[Manifest]:
+    """What is applied; `options` go to `gangway batch` as they are.
+
+    A command that is started again (`ray.backoff_limit`) goes on from its own checkpoint. Raises `SpecError` for an
+    input or output that the pods could not reach.
+    """
+    for place in (source, output):
+        _require_reach(spec, place)
+    job = batch_spec(spec)
+    *others, resource = render(job, allow_single_node=allow_single_node)
+    resource["spec"]["entrypoint"] = shlex.join(
+        ["gangway", "batch", str(CONFIG_FILE), source, output, "--address", "auto", *options]
+    )
+    resource["spec"]["ttlSecondsAfterFinished"] = TTL_S
+    pod = resource["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    pod["volumes"] += [mounted.volume for mounted in batch_volumes(job)]
+    pod["containers"][0]["volumeMounts"] += [mounted.mount for mounted in batch_volumes(job)]
+    return [*(document for document in others if document["kind"] != "Service"), resource]
+
+
+def _require_reach(spec: ClusterSpec, place: str) -> None:
+    if "://" in place:
+        if spec.network_policy.enabled:
+            raise SpecError(
+                f"{place}: the NetworkPolicy lets pods reach each other and DNS only",
+                fix="set network_policy.enabled=false, or use a path in storage.batch",
+            )
+        return
+    volume, path = spec.storage.batch, PurePosixPath(place)
+    if volume is not None and not (volume.claim or volume.host_path):
+        raise SpecError("storage.batch needs a claim or a host_path: what a pod keeps itself goes with it")
+    if volume is None or ".." in path.parts or not path.is_relative_to(volume.mount_path):
+        where = "and storage.batch is not set" if volume is None else f"as it is not in {volume.mount_path}"
+        raise SpecError(f"no pod would find {place}, {where}", fix="name a path in the mount_path of storage.batch")

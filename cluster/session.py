@@ -1,0 +1,38 @@
+"""A lifecycle on an open connection, and what Ctrl-C means for it: what the commands that change something share."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import typer
+
+from cluster.connection import connect
+from cluster.lifecycle import Lifecycle
+from cluster.observe import Wakeups
+from cluster.snapshot import gang_of
+from cluster.spec import ClusterSpec
+
+
+@contextmanager
+def opened(
+    spec: ClusterSpec, kubeconfig: str | None, context: str | None, say: Callable[[str], None]
+) -> Iterator[Lifecycle]:
+    """A lifecycle whose waits end early when something changes."""
+    client, gang = connect(kubeconfig, context), gang_of(spec)
+    with Wakeups(client, gang) as wakeups:
+        yield Lifecycle(client=client, gang=gang, say=say, wait=wakeups.wait)
+
+
+def interruptible(work: Callable[[], object], config: Path) -> None:
+    """Ctrl-C leaves all as it is, and says what that means."""
+    try:
+        work()
+    except KeyboardInterrupt:
+        command = "gangway cluster"
+        typer.echo(
+            "interrupted: what was applied stays, and goes on without this command. "
+            f"See `{command} status {config}`, wait again with `{command} up {config}`, "
+            f"remove it with `{command} down {config}`.",
+            err=True,
+        )
+        raise

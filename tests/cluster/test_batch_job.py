@@ -1,0 +1,31 @@
+"""The batch job's documents: what the head runs and mounts, and which places no pod would find."""
+
+import pytest
+
+from cluster.batch_job import batch_documents
+from cluster.errors import SpecError
+from cluster.kuberay import refusal
+from tests.cluster.conftest import MakeSpec
+from tests.cluster.definitions import Definition
+
+BATCH = {"mount_path": "/work", "claim": "rows"}
+
+
+def test_a_batch_job_is_a_gang_of_its_own_that_ends(make: MakeSpec, definitions: dict[str, Definition]) -> None:
+    documents = batch_documents(make(storage__batch=BATCH), "/work/in.jsonl", "/work/o ut.jsonl", ["--resume"])
+    job = documents[-1]
+    assert "Service" not in {document["kind"] for document in documents}
+    assert job["metadata"]["name"] == "gang-batch"
+    assert job["spec"]["entrypoint"].endswith("/work/in.jsonl '/work/o ut.jsonl' --address auto --resume")
+    assert (job["spec"]["shutdownAfterJobFinishes"], job["spec"]["backoffLimit"]) == (True, 3)
+    head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    mounts = {mount["mountPath"]: mount.get("readOnly", False) for mount in head["containers"][0]["volumeMounts"]}
+    assert mounts == {"/etc/gangway": True, "/models": True, "/work": False}
+    assert definitions["RayJob"].problems(job) == []
+    assert refusal(job) is None
+
+
+@pytest.mark.parametrize("place", ["in.jsonl", "/elsewhere/in.jsonl", "/work/../in.jsonl", "s3://rows/in.jsonl"])
+def test_a_place_that_no_pod_reaches_is_refused(make: MakeSpec, place: str) -> None:
+    with pytest.raises(SpecError, match=r"no pod would find|NetworkPolicy"):
+        batch_documents(make(storage__batch=BATCH), place, "/work/out.jsonl")
