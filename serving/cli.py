@@ -16,7 +16,6 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from serving.batch.cli import batch
 from serving.config import Config, dump_config, load_config
 from serving.errors import ConfigError, GangwayError, OperatorError
 
@@ -268,9 +267,6 @@ def demo_model(folder: Annotated[Path, typer.Argument(help="Where to write it.")
 
     written = write_demo_model(folder)
     typer.echo(f"{folder}: {'written' if written else 'already there'}")
-
-
-app.command()(batch)
 
 
 def add_commands(to: typer.Typer, found: Iterable[EntryPoint]) -> None:

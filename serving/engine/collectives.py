@@ -7,7 +7,6 @@ groups, spins without giving its core away, returns some formats unreduced witho
 rank dies.
 """
 
-import ctypes
 from typing import Any, Protocol
 
 import torch
@@ -25,8 +24,8 @@ class NativeSum(Protocol):
     function: Any
 
     @property
-    def ranks(self) -> ctypes.Structure:
-        """What `function` takes first."""
+    def ranks(self) -> Any:
+        """The `ctypes.Structure` that `function` takes first; its `waiting` is 1 while other ranks are waited for."""
 
     def all_reduce(self, tensor: Tensor) -> None:
         """Sum a contiguous tensor of one of `FORMATS` in place. Raises `PeerLost`."""
@@ -50,6 +49,10 @@ class Collectives(Protocol):
     def own(self) -> "NativeSum | None":
         """The sum that `all_reduce` uses where it can, for code that calls it without Python; None: there is none."""
 
+    @property
+    def waiting(self) -> bool:
+        """Whether `own` waits for other ranks, as seen from another thread."""
+
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """Sum `tensor` over the ranks, in place, and return it. It must be contiguous and alike on every rank."""
 
@@ -60,6 +63,7 @@ class Alone:
     rank = 0
     world = 1
     own = None
+    waiting = False
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """Nothing to add."""
@@ -74,6 +78,11 @@ class Group:
         self.rank = rank
         self.world = world
         self.own = own
+
+    @property
+    def waiting(self) -> bool:
+        """Whether `own` waits for other ranks, as seen from another thread."""
+        return self.own is not None and bool(self.own.ranks.waiting)
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """Raises `ValueError` for a tensor that is not contiguous, as its sum would be lost, and `PeerLost`."""

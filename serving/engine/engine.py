@@ -66,7 +66,9 @@ class Engine:
         alone = collectives.world == 1
         self._broadcast: Broadcast = Loopback() if alone else GroupBroadcast(fault.step_timeout_s)
         self._heartbeat = None if alone else Heartbeat(fault.peer_timeout_s, lambda reason: on_loss(reason, True))
-        self._watchdog = Watchdog(fault.step_timeout_s, lambda: self.runner.busy_since, on_loss)
+        self._watchdog = Watchdog(
+            fault.step_timeout_s, lambda: self.runner.busy_since, lambda: collectives.waiting, on_loss
+        )
 
     @property
     def shard_bytes(self) -> int:

@@ -7,15 +7,15 @@ always advances and every admitted request ends.
 
 from bisect import insort
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import TypedDict
 
 from serving.config import EngineConfig
 from serving.engine.blocks import BlockManager
+from serving.engine.draft import Draft
 from serving.engine.request import Limits, Request, State, WaitingQueue
 from serving.errors import ProtocolError
-from serving.messages import Chunk, Delta, NewSequence, RequestId, StepPlan, Submit, TokenId, TokenLogprobs
+from serving.messages import Chunk, Delta, RequestId, StepPlan, Submit, TokenId, TokenLogprobs
 
 
 class Counters(TypedDict):
@@ -29,24 +29,6 @@ class Counters(TypedDict):
     decode_tokens: int
     prefix_hit_tokens: int
     preemptions: int
-
-
-@dataclass(slots=True)
-class _Draft:
-    """A plan in the making."""
-
-    budget: int
-    """Tokens that prefill may still take; those of all decodes are set aside."""
-    preempted: list[int] = field(default_factory=list)
-    new: list[NewSequence] = field(default_factory=list)
-    placed: dict[int, list[int]] = field(default_factory=dict)
-    decodes: list[tuple[Request, int]] = field(default_factory=list)
-    prefills: list[tuple[Request, int]] = field(default_factory=list)
-    """Request and the number of tokens that it computes."""
-
-    def prefill(self, request: Request, count: int) -> None:
-        self.prefills.append((request, count))
-        self.budget -= count
 
 
 class Scheduler:
@@ -110,7 +92,7 @@ class Scheduler:
     def schedule(self) -> StepPlan | None:
         """Every decode, then prefill chunks while the token budget lasts. None: there is nothing to tell anyone."""
         decodes = sum(len(request.tokens) - request.computed == 1 for request in self._running)
-        draft = _Draft(self._config.max_batched_tokens - decodes)
+        draft = Draft(self._config.max_batched_tokens - decodes)
         self._continue_running(draft)
         self._admit_waiting(draft)
         if not (draft.decodes or draft.prefills or self._finished):
@@ -119,13 +101,13 @@ class Scheduler:
 
     def idle(self) -> StepPlan:
         """A plan that computes nothing: the heartbeat between requests."""
-        return self._seal(_Draft(0))
+        return self._seal(Draft(0))
 
     def farewell(self) -> StepPlan:
         """The last plan: everyone leaves the loop."""
         return StepPlan(generation=self._generation, number=self._next_number(), stop=True)
 
-    def _continue_running(self, draft: _Draft) -> None:
+    def _continue_running(self, draft: Draft) -> None:
         """Plan the running requests in order. One that is preempted comes last, so it is never planned already."""
         index = 0
         while index < len(self._running):
@@ -140,7 +122,7 @@ class Scheduler:
             else:
                 draft.prefill(request, count)
 
-    def _make_room(self, draft: _Draft, request: Request, end: int) -> bool:
+    def _make_room(self, draft: Draft, request: Request, end: int) -> bool:
         """Give `request` blocks for its first `end` tokens, taken from the last in order; False if that is itself."""
         missing = self._blocks.blocks_for(end) - len(request.table.blocks)
         if missing <= 0:
@@ -153,7 +135,7 @@ class Scheduler:
         draft.placed.setdefault(request.handle, []).extend(self._blocks.allocate(request.table, missing))
         return True
 
-    def _preempt(self, draft: _Draft, request: Request) -> None:
+    def _preempt(self, draft: Draft, request: Request) -> None:
         """Back to the queue, before all that came after it; its tokens are kept, its blocks are not."""
         request.move(State.WAITING)
         self._running.remove(request)
@@ -163,7 +145,7 @@ class Scheduler:
         self._preemptions += 1
         draft.preempted.append(request.handle)
 
-    def _admit_waiting(self, draft: _Draft) -> None:
+    def _admit_waiting(self, draft: Draft) -> None:
         """Start waiting requests in order; the first that does not fit holds back the rest, so none is passed by."""
         while draft.budget > 0 and not draft.preempted and len(self._running) < self._config.max_running:
             request = self._waiting.head()
@@ -185,7 +167,7 @@ class Scheduler:
         wanted = min(blocks.blocks_for(len(request.tokens)) + 1, blocks.blocks_for(request.limit - 1))
         return wanted - len(hits) + blocks.idle(hits) <= blocks.available
 
-    def _start(self, draft: _Draft, request: Request, hits: list[int]) -> None:
+    def _start(self, draft: Draft, request: Request, hits: list[int]) -> None:
         request.move(State.RUNNING)
         insort(self._running, request, key=attrgetter("order"))
         self._blocks.share(request.table, hits)
@@ -199,12 +181,12 @@ class Scheduler:
         self._make_room(draft, request, request.computed + count)
         draft.prefill(request, count)
 
-    def _announce(self, draft: _Draft, request: Request) -> None:
+    def _announce(self, draft: Draft, request: Request) -> None:
         request.announced = True
         request.cached_tokens = min(request.computed, request.prompt_len)
         draft.new.append(request.announcement())
 
-    def _seal(self, draft: _Draft) -> StepPlan:
+    def _seal(self, draft: Draft) -> StepPlan:
         number = self._next_number()
         self._in_flight = draft.decodes + draft.prefills
         finished, self._finished = self._finished, []

@@ -16,22 +16,29 @@ from typing import Self
 
 LOOKS_PER_LIMIT = 20
 MOST_S_BETWEEN_LOOKS = 1.0
-WAITING_IN = ("collectives.py", "shared_sum.py", "broadcast.py")
-"""Whoever hangs in these waits for a rank that hangs elsewhere."""
+WAITING_IN = ("collectives.py", "broadcast.py")
+"""Whoever hangs in these waits for a rank that hangs elsewhere. Sums that C calls are not on Python's stack."""
 
 
 class Watchdog:
     """Watches inside its `with` block, in the thread that computes the steps."""
 
     def __init__(
-        self, limit_s: float, busy_since: Callable[[], float | None], on_hang: Callable[[str, bool], None]
+        self,
+        limit_s: float,
+        busy_since: Callable[[], float | None],
+        summing: Callable[[], bool],
+        on_hang: Callable[[str, bool], None],
     ) -> None:
         """`busy_since()`: when the step that runs began (`time.monotonic`), None between steps.
+
+        `summing()`: whether it waits for other ranks in a sum.
 
         `on_hang(reason, waiting)` is called from the thread, and must end the process; `waiting`: for another rank.
         """
         self._limit_s = limit_s
         self._busy_since = busy_since
+        self._summing = summing
         self._on_hang = on_hang
         self._interval_s = min(MOST_S_BETWEEN_LOOKS, limit_s / LOOKS_PER_LIMIT)
         self._over = threading.Event()
@@ -62,7 +69,7 @@ class Watchdog:
         """Where the step hangs, and whether it waits for another rank there."""
         stack = traceback.extract_stack(sys._current_frames()[self._watched])
         where = stack[-1]
-        waiting = any(frame.filename.endswith(WAITING_IN) for frame in stack)
+        waiting = self._summing() or any(frame.filename.endswith(WAITING_IN) for frame in stack)
         doing = "waits for another rank" if waiting else "hangs"
         place = f"{where.name} ({where.filename}:{where.lineno})"
         return f"a step {doing} for over {self._limit_s:g} s, in {place}", waiting

@@ -1,22 +1,40 @@
 """What notices that a rank is gone or hangs: on real ranks that die, stop and sleep."""
 
+import faulthandler
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 
-from serving.engine.collectives import Collectives
+from serving.config import load_config
+from serving.engine.collectives import Collectives, make_collectives
+from serving.engine.engine import build_engine
 from serving.engine.heartbeat import Heartbeat
+from serving.engine.native import ops
+from serving.engine.native.layer import FusedLayers
 from serving.engine.watchdog import Watchdog
+from serving.errors import PeerLost
+from serving.messages import Chunk, NewSequence, Sampling, StepPlan
 from tests.distributed.ranks import RankPool, RanksFailed
+from tests.engine.tiny_models import save_model
 
 PATIENCE_S = 60.0
 """Safety only."""
+
+FIRST_STEP = StepPlan(
+    generation=1,
+    number=1,
+    new=[NewSequence(handle=0, tokens=[5, 6, 7], prompt_len=3, sampling=Sampling(seed=0, max_tokens=4))],
+    placed={0: [0]},
+    prefill=[Chunk(0, 0, 3)],
+)
 
 
 @pytest.fixture
@@ -73,7 +91,7 @@ def sleep_in_a_step(collectives: Collectives) -> tuple[str, bool]:
         said.append((reason, waiting))
         woken.set()
 
-    with Watchdog(0.5, lambda: began, on_hang):
+    with Watchdog(0.5, lambda: began, lambda: collectives.waiting, on_hang):
         if collectives.rank == 1:
             collectives_py_wait(woken)
         else:
@@ -99,11 +117,56 @@ def test_a_step_that_does_not_end_is_told_from_one_that_waits_for_another_rank(r
     assert "waits for another rank" in waited
 
 
+def hang_in_the_layers(collectives: Collectives, folder: Path) -> tuple[str, bool, str]:
+    """On a rank: rank 1 hangs before the layers' first sum. What the watchdogs say, what ends rank 0's step."""
+    tree = {"model": {"path": str(folder), "max_model_len": 64, "shard_cache": None}, "engine": {"kv_cache_gib": 0.01}}
+    group = make_collectives(collectives.rank, collectives.world, one_machine=True, timeout_s=3.0)
+    runner = build_engine(load_config(tree), group, generation=1, device=torch.device("cpu")).runner
+    said: list[tuple[str, bool]] = []
+    entered: list[float] = []
+    woken = threading.Event()
+    run = FusedLayers._run
+
+    def on_hang(reason: str, waiting: bool) -> None:
+        faulthandler.cancel_dump_traceback_later()  # else it ends the process, as nobody puts it off any more
+        said.append((reason, waiting))
+        woken.set()
+
+    def run_or_hang(self: FusedLayers, hidden_states: torch.Tensor, **others: Any) -> torch.Tensor:
+        entered.append(time.monotonic())
+        if collectives.rank == 1:
+            hang(woken)
+            raise PeerLost("woken")
+        return run(self, hidden_states, **others)
+
+    def busy_since() -> float | None:
+        return entered[0] if entered and (group.waiting or collectives.rank == 1) else None
+
+    with pytest.MonkeyPatch.context() as patch, Watchdog(0.5, busy_since, lambda: group.waiting, on_hang):
+        patch.setattr(FusedLayers, "_run", run_or_hang)
+        try:
+            runner.execute(FIRST_STEP)
+        except PeerLost as lost:
+            return *said[0], str(lost)
+    return *said[0], "the step ended well"
+
+
+@pytest.mark.skipif(not ops.available(), reason="the processor lacks AVX-512 with bfloat16")
+def test_a_rank_whose_layers_wait_in_c_for_another_is_not_said_to_hang(ranks2: RankPool, tmp_path: Path) -> None:
+    save_model("llama, tied", tmp_path)
+    (waited, waited_waits, error), (hung, hung_waits, _) = ranks2.run(hang_in_the_layers, tmp_path)
+    assert waited_waits
+    assert "waits for another rank for over 0.5 s, in _run" in waited
+    assert error == "rank 1 did not come to a sum within 3 s"
+    assert not hung_waits
+    assert "hangs for over 0.5 s" in hung
+
+
 def hold_the_interpreter(collectives: Collectives) -> None:
     """On rank 1: a call that never gives the interpreter back, so that no Python thread can run."""
     if collectives.rank == 1:
         began = time.monotonic()
-        with Watchdog(1.0, lambda: began, lambda reason, waiting: None):
+        with Watchdog(1.0, lambda: began, lambda: False, lambda reason, waiting: None):
             deadlock_with_the_interpreter_held()
 
 

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "adding.h"
+#include "waiting.h"
 
 #if defined(__x86_64__)
 #define PAUSE() __builtin_ia32_pause()
@@ -24,6 +25,7 @@ struct SharedRanks {
   i64 rank, world, slot_bytes;
   uint64_t next;   // number of the next sum, from 1; one is used for each slot_bytes of data
   double timeout_s;
+  std::atomic<i64> waiting;  // 1 while another rank is waited for
 };
 
 namespace {
@@ -45,12 +47,13 @@ struct Segment {
   char* slot(i64 rank, uint64_t sum) const { return base + world * kLine + (rank * 2 + (i64)(sum & 1)) * slot_bytes; }
 };
 
-bool wait_for(const Segment& s, i64 rank, uint64_t sum, double timeout_s) {
+bool wait_for(const Segment& s, i64 rank, uint64_t sum, SharedRanks& ranks) {
   for (int i = 0; i < kSpins; i++) {
     if (s.flag(rank).load(std::memory_order_acquire) >= sum) return true;
     PAUSE();
   }
-  const double deadline = now() + timeout_s;
+  const Waiting waiting(ranks.waiting);
+  const double deadline = now() + ranks.timeout_s;
   do {
     for (int i = 0; i < kYieldsPerLook; i++) {
       if (s.flag(rank).load(std::memory_order_acquire) >= sum) return true;
@@ -68,7 +71,7 @@ template <class T> i64 reduce(const Segment& s, SharedRanks& ranks, T* data, i64
     memcpy(s.slot(ranks.rank, ranks.next), data + first, n * sizeof(T));
     s.flag(ranks.rank).store(ranks.next, std::memory_order_release);
     for (i64 r = 0; r < s.world; r++) {
-      if (!wait_for(s, r, ranks.next, ranks.timeout_s)) return 1 + r;
+      if (!wait_for(s, r, ranks.next, ranks)) return 1 + r;
       parts[r] = (const T*)s.slot(r, ranks.next);
     }
     add(data + first, parts.data(), s.world, n);

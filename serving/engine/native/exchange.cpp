@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "adding.h"
+#include "waiting.h"
 
 struct Header {
   uint64_t number;   // of the message among all that a connection has carried in this direction
@@ -37,6 +38,7 @@ struct SocketRanks {
   i64 whole_bytes;     // tensors over it are cut when there are three ranks or more
   uint64_t next;       // number of the next sum, from 1
   double timeout_s;
+  std::atomic<i64> waiting;  // 1 while other ranks are waited for
   Report report;
 };
 
@@ -45,7 +47,6 @@ namespace {
 constexpr double kSpin_s = 50e-6;  // about the way to a neighbouring machine and back; waking up costs some 10 more
 
 enum Outcome { kDone, kLate, kBroken, kDiffers };
-
 
 // What goes over one connection in one exchange. Bytes sent and received count the header.
 struct Line {
@@ -105,6 +106,7 @@ void wait_for_any(const std::vector<Line>& lines, double timeout_s) {
 }
 
 Outcome exchange(SocketRanks& ranks, Header ours, std::vector<Line>& lines) {
+  const Waiting waiting(ranks.waiting);
   double heard = now();
   for (;;) {
     bool moved = false;

@@ -27,7 +27,7 @@ class Ranks(ctypes.Structure):
 
     _fields_ = (
         ("base", c_void_p), ("rank", c_int64), ("world", c_int64), ("slot_bytes", c_int64), ("next", c_uint64),
-        ("timeout_s", c_double),
+        ("timeout_s", c_double), ("waiting", c_int64),
     )  # fmt: skip
 
 
@@ -38,7 +38,7 @@ class SharedSum:
         """Collective. The segment has no name any more once every rank has mapped it, so it cannot be left behind."""
         self._segment = _map_together(rank, world * (FLAG_BYTES + 2 * SLOT_BYTES))
         base = ctypes.addressof(ctypes.c_char.from_buffer(self._segment))
-        self.ranks = Ranks(base, rank, world, SLOT_BYTES, 1, timeout_s)
+        self.ranks = Ranks(base, rank, world, SLOT_BYTES, 1, timeout_s, 0)
         self.function: Any = getattr(sums(), "gw_shared_sum")  # noqa: B009  mypy knows no such name
         self.function.restype = c_int64
         self.function.argtypes = [ctypes.POINTER(Ranks), c_int, c_void_p, c_int64]

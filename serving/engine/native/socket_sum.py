@@ -41,7 +41,7 @@ class Ranks(ctypes.Structure):
 
     _fields_ = (
         ("sockets", POINTER(c_int)), ("rank", c_int64), ("world", c_int64), ("whole_bytes", c_int64),
-        ("next", c_uint64), ("timeout_s", c_double), ("report", Report),
+        ("next", c_uint64), ("timeout_s", c_double), ("waiting", c_int64), ("report", Report),
     )  # fmt: skip
 
 
@@ -54,7 +54,7 @@ class SocketSum:
         self._sockets = (c_int * world)(*([-1] * world))
         for peer, connection in self._connections.items():
             self._sockets[peer] = connection.fileno()
-        self.ranks = Ranks(self._sockets, rank, world, WHOLE_BYTES, 1, timeout_s)
+        self.ranks = Ranks(self._sockets, rank, world, WHOLE_BYTES, 1, timeout_s, 0)
         self.function: Any = getattr(sums(), "gw_socket_sum")  # noqa: B009  mypy knows no such name
         self.function.restype = c_int64
         self.function.argtypes = [POINTER(Ranks), c_int, c_void_p, c_int64]
