@@ -26,21 +26,19 @@ def batch_spec(spec: ClusterSpec) -> ClusterSpec:
     )
 
 
-def batch_documents(
-    spec: ClusterSpec, source: str, output: str, options: Sequence[str] = (), *, allow_single_node: bool = False
-) -> list[Manifest]:
-    """What is applied; `options` go to `gangway batch` as they are.
+def batch_documents(spec: ClusterSpec, call: Sequence[str], *, allow_single_node: bool = False) -> list[Manifest]:
+    """What is applied. `call`: input, output, and what else goes to `gangway batch` as it is.
 
-    A command that is started again (`ray.backoff_limit`) goes on from its own checkpoint. Raises `SpecError` for an
-    input or output that the pods could not reach.
+    A command that is started again (`ray.backoff_limit`) goes on from its own checkpoint. Raises `SpecError` where
+    input or output is missing, or is a place that the pods could not reach.
     """
-    for place in (source, output):
+    if len(call) < 2 or any(place.startswith("-") for place in call[:2]):
+        raise SpecError("--batch needs an INPUT and an OUTPUT, and options after `--`")
+    for place in call[:2]:
         _require_reach(spec, place)
     job = batch_spec(spec)
     *others, resource = render(job, allow_single_node=allow_single_node)
-    resource["spec"]["entrypoint"] = shlex.join(
-        ["gangway", "batch", str(CONFIG_FILE), source, output, "--address", "auto", *options]
-    )
+    resource["spec"]["entrypoint"] = shlex.join(["gangway", "batch", str(CONFIG_FILE), *call, "--address", "auto"])
     resource["spec"]["ttlSecondsAfterFinished"] = TTL_S
     pod = resource["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
     pod["volumes"] += [mounted.volume for mounted in batch_volumes(job)]

@@ -78,14 +78,17 @@ def render(
     as_json: AsJson = False,
 ) -> None:
     """Write the manifest that `up` applies. Pure: asks no cluster."""
-    from cluster.manifest import to_yaml
-
-    documents = _documents(load_spec(config, overrides), allow_single_node)
-    text = json.dumps(documents, indent=2) + "\n" if as_json else to_yaml(documents)
+    text = _text(_documents(load_spec(config, overrides), allow_single_node), as_json)
     if out is None:
         typer.echo(text, nl=False)
     else:
         out.write_text(text)
+
+
+def _text(documents: list[dict[str, Any]], as_json: bool) -> str:
+    from cluster.manifest import to_yaml
+
+    return json.dumps(documents, indent=2) + "\n" if as_json else to_yaml(documents)
 
 
 def _documents(spec: ClusterSpec, allow_single_node: bool) -> list[dict[str, Any]]:
@@ -244,14 +247,21 @@ def submit(
     as_json: AsJson = False,
 ) -> None:
     """Run the serving command anew on a standing RayCluster (`ray.kind: cluster`); with --batch a batch job."""
+    from cluster.batch_job import batch_documents, batch_spec
     from cluster.session import interruptible, opened
     from cluster.submission import submission
 
-    spec, files = load_spec(config, overrides), batch_files or []
+    spec, call = load_spec(config, overrides), batch_files or []
     if batch:
-        _submit_batch(config, spec, files, dry_run, allow_single_node, kubeconfig, context, as_json)
+        job, documents = batch_spec(spec), batch_documents(spec, call, allow_single_node=allow_single_node)
+        if dry_run:
+            typer.echo(_text(documents, as_json), nl=False)
+            return
+        with opened(job, kubeconfig, context, _say(as_json)) as work:
+            work.create(documents)
+        _tell_batch(config, job, as_json)
         return
-    if files or dry_run:
+    if call or dry_run:
         raise SpecError("INPUT, OUTPUT and --dry-run are for --batch")
     document = submission(spec)
     with opened(spec, kubeconfig, context, _say(as_json)) as work:
@@ -259,29 +269,7 @@ def submit(
         _tell_report(work, as_json)
 
 
-def _submit_batch(
-    config: Path,
-    spec: ClusterSpec,
-    files: list[str],
-    dry_run: bool,
-    allow_single_node: bool,
-    kubeconfig: str | None,
-    context: str | None,
-    as_json: bool,
-) -> None:
-    from cluster.batch_job import batch_documents, batch_spec
-    from cluster.manifest import to_yaml
-    from cluster.session import opened
-
-    if len(files) < 2:
-        raise SpecError("--batch needs an INPUT and an OUTPUT")
-    documents = batch_documents(spec, files[0], files[1], files[2:], allow_single_node=allow_single_node)
-    if dry_run:
-        typer.echo(json.dumps(documents, indent=2) + "\n" if as_json else to_yaml(documents), nl=False)
-        return
-    job = batch_spec(spec)
-    with opened(job, kubeconfig, context, _say(as_json)) as work:
-        work.create(documents)
+def _tell_batch(config: Path, job: ClusterSpec, as_json: bool) -> None:
     how = f"{config} --set name={job.name}"
     _say(as_json)(f"follow it with `gangway cluster logs {how}`, remove it with `gangway cluster down {how}`")
     if as_json:

@@ -12,11 +12,11 @@ BATCH = {"mount_path": "/work", "claim": "rows"}
 
 
 def test_a_batch_job_is_a_gang_of_its_own_that_ends(make: MakeSpec, definitions: dict[str, Definition]) -> None:
-    documents = batch_documents(make(storage__batch=BATCH), "/work/in.jsonl", "/work/o ut.jsonl", ["--resume"])
+    documents = batch_documents(make(storage__batch=BATCH), ["/work/in.jsonl", "/work/o ut.jsonl", "--resume"])
     job = documents[-1]
     assert "Service" not in {document["kind"] for document in documents}
     assert job["metadata"]["name"] == "gang-batch"
-    assert job["spec"]["entrypoint"].endswith("/work/in.jsonl '/work/o ut.jsonl' --address auto --resume")
+    assert job["spec"]["entrypoint"].endswith("/work/in.jsonl '/work/o ut.jsonl' --resume --address auto")
     assert (job["spec"]["shutdownAfterJobFinishes"], job["spec"]["backoffLimit"]) == (True, 3)
     head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
     mounts = {mount["mountPath"]: mount.get("readOnly", False) for mount in head["containers"][0]["volumeMounts"]}
@@ -28,4 +28,10 @@ def test_a_batch_job_is_a_gang_of_its_own_that_ends(make: MakeSpec, definitions:
 @pytest.mark.parametrize("place", ["in.jsonl", "/elsewhere/in.jsonl", "/work/../in.jsonl", "s3://rows/in.jsonl"])
 def test_a_place_that_no_pod_reaches_is_refused(make: MakeSpec, place: str) -> None:
     with pytest.raises(SpecError, match=r"no pod would find|NetworkPolicy"):
-        batch_documents(make(storage__batch=BATCH), place, "/work/out.jsonl")
+        batch_documents(make(storage__batch=BATCH), [place, "/work/out.jsonl"])
+
+
+@pytest.mark.parametrize("call", [[], ["/work/in.jsonl"], ["/work/in.jsonl", "--resume"]])
+def test_a_missing_output_is_refused(make: MakeSpec, call: list[str]) -> None:
+    with pytest.raises(SpecError, match="needs an INPUT and an OUTPUT"):
+        batch_documents(make(storage__batch=BATCH), call)

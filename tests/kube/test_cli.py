@@ -17,6 +17,7 @@ from tests.kube.test_doctor import CONFIG, set_scene
 from tests.kube.world import Beat, World
 
 Command = Callable[..., int]
+BATCH = ("--batch", "--set", "storage.batch.mount_path=/work", "--set", "storage.batch.claim=rows")
 
 
 @pytest.fixture
@@ -97,6 +98,34 @@ def test_a_job_is_not_submitted_by_hand(command: Command) -> None:
 def test_submitting_without_a_cluster_says_to_bring_it_up(command: Command, world: World) -> None:
     with pytest.raises(ConflictError, match="up` first"):
         command("submit", "--set", "ray.kind=cluster")
+
+
+def test_a_batch_job_is_created_once_beside_the_serving_gang_and_goes(
+    command: Command, world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    batch = ("submit", *BATCH, "/work/in.jsonl", "/work/out.jsonl")
+    assert command(*batch, "--json") == 0
+    told = capsys.readouterr()
+    name = json.loads(told.out)["name"]
+    (job,) = world.store.select("rayjobs.ray.io")
+    assert job["metadata"]["name"] == name == f"{load_spec(CONFIG).name}-batch"
+    assert "/work/in.jsonl /work/out.jsonl" in job["spec"]["entrypoint"]
+    assert f"gangway cluster logs {CONFIG} --set name={name}" in told.err
+    with pytest.raises(ConflictError, match=f"a RayJob {name} already"):
+        command(*batch)
+    assert command("down", "--set", f"name={name}") == 0
+    assert world.store.select("rayjobs.ray.io") == []
+
+
+def test_a_batch_job_can_be_looked_at_first(command: Command, world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("submit", *BATCH, "/work/in.jsonl", "/work/out.jsonl", "--dry-run") == 0
+    assert [document["kind"] for document in yaml.safe_load_all(capsys.readouterr().out)][-1] == "RayJob"
+    assert world.store.select("rayjobs.ray.io") == []
+
+
+def test_files_and_no_batch_are_refused(command: Command) -> None:
+    with pytest.raises(SpecError, match="are for --batch"):
+        command("submit", "/work/in.jsonl", "/work/out.jsonl")
 
 
 def test_an_interrupt_says_what_stays(
