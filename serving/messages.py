@@ -242,6 +242,8 @@ class RankInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Progress while loading; equals `shard_bytes` when done."""
     rss_bytes: int = 0
     load_seconds: float = 0.0
+    heads: int = 0
+    """Attention heads this rank computes; 0 until it has loaded."""
     gave_up: str | None = None
     """Why this rank ended itself, where that was its own doing: a peer was gone, a step did not end."""
 

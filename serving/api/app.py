@@ -1,13 +1,12 @@
 """The Starlette application: every route, and the order in which a request passes through."""
 
 from importlib.metadata import version
-from importlib.resources import files
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from serving.api.auth import KeyFile, KeyGuard
@@ -19,6 +18,7 @@ from serving.api.openai import OpenAI
 from serving.api.openapi import document
 from serving.api.predict import Predict
 from serving.api.prepare import Preparer
+from serving.api.static import static_routes
 from serving.api.status import StatusPages
 from serving.api.tracing import trace_to
 from serving.config import Config
@@ -44,7 +44,7 @@ def create_app(service: Service, config: Config, ip: str = "127.0.0.1") -> Starl
         Route("/v1/status", pages.status),
         Route("/metrics", Metrics(service).page),
         Route("/openapi.json", _OpenApi(config).page),
-        Route("/", _console),
+        *static_routes(),
     ]
     middleware = [Middleware(ErrorBoundary)]
     if config.observe.otlp_endpoint is not None:
@@ -63,7 +63,3 @@ class _OpenApi:
 
     async def page(self, _request: Request) -> Response:
         return JSONResponse(self._document)
-
-
-async def _console(_request: Request) -> Response:
-    return HTMLResponse(files("serving.api").joinpath("console/index.html").read_text(encoding="utf-8"))

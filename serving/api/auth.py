@@ -11,12 +11,13 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.api.limits import KeyLimits
+from serving.api.static import FILES
 from serving.errors import ConfigError, Unauthorized
 
 log = logging.getLogger(__name__)
 
-OPEN_PATHS = frozenset({"/healthz", "/readyz"})
-"""What a kubelet or a load balancer asks, without a key."""
+OPEN_PATHS = frozenset({"/healthz", "/readyz", *FILES})
+"""What needs no key: what a kubelet or a load balancer asks, and the console's files, which hold no secret."""
 
 _CALLER = "gangway.caller"
 """Place in an ASGI scope."""

@@ -75,6 +75,11 @@ class Engine:
         """Bytes of weights on this rank."""
         return self._model.shard_bytes
 
+    @property
+    def heads(self) -> int:
+        """Attention heads that this rank computes."""
+        return self._model.heads
+
     def lead(self, link: LinkServer, stop: threading.Event) -> None:
         """Rank 0: serve until `stop` is set, then release the followers. Raises `PeerLost`."""
         scheduler = Scheduler(

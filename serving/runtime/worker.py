@@ -99,6 +99,7 @@ class Rank:
             self.give_up,
         )
         self.standing.progress(engine.shard_bytes, engine.shard_bytes)
+        self.standing.tell(heads=engine.heads)
         seconds = self.standing.info.load_seconds
         self.log("has loaded", shard_mib=engine.shard_bytes >> 20, seconds=round(seconds, 1))
         return engine

@@ -27,11 +27,11 @@ def rewrite(file: Path, text: str) -> None:
     os.utime(file, ns=(before + 10**9, before + 10**9))
 
 
-async def test_every_path_but_the_probes_needs_a_key(group: FakeGroup, keys: Path) -> None:
+async def test_every_path_but_the_probes_and_the_consoles_files_needs_a_key(group: FakeGroup, keys: Path) -> None:
     async with serving(group, make_config(f"security.api_keys_file={keys}")) as (client, _):
-        for path in ("/healthz", "/readyz"):
+        for path in ("/healthz", "/readyz", "/", "/console/main.js"):  # files that are the same for everybody
             assert (await client.get(path)).status_code == 200
-        for path in ("/", "/v1/models", "/v1/status", "/metrics", "/openapi.json", "/nope"):
+        for path in ("/v1/models", "/v1/status", "/metrics", "/openapi.json", "/console/nope", "/nope"):
             response = await client.get(path)
             assert response.status_code == 401
             assert response.json()["error"]["type"] == "authentication_error"

@@ -1,0 +1,198 @@
+"""The console in the system's headless Chromium, over the real application and a fake group.
+
+CONSOLE_PICTURES names a folder that gets pictures of the page: on a desk in light and dark, and on a phone.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from serving.messages import RankInfo
+from tests.api.conftest import Server, listening
+from tests.fake_engine import fake_group
+from tests.gateway.conftest import make_config
+
+CHROMIUM = "/usr/bin/chromium"
+PHONE = {"width": 360, "height": 740}
+LONG = "field-max_tokens"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """Fails a test whose page has thrown, or has asked somebody else."""
+    with browser.new_context() as context:
+        page = context.new_page()
+        errors: list[str] = []
+        asked: set[str] = set()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda said: errors.append(said.text) if "Content Security" in said.text else None)
+        page.on("request", lambda request: asked.add(request.url.split("/")[2] if "//" in request.url else ""))
+        yield page
+        assert errors == []
+        assert len(asked - {""}) <= 1
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with fake_group() as group, listening(group, make_config()) as server:
+        ranks = [
+            RankInfo(
+                rank=rank, node_id=f"node{rank // 2}", ip=f"10.0.0.{rank // 2}", pid=100 + rank, device="cpu",
+                shard_bytes=135_000_000, loaded_bytes=135_000_000, heads=5 - rank % 2,
+            )
+            for rank in range(4)
+        ]  # fmt: skip
+        group.turn("ready", ranks=ranks)
+        group.behaviour.pause_s = 0.02
+        yield server
+
+
+def send(page: Page, prompt: str, **fields: str) -> None:
+    page.locator("#prompt").fill(prompt)
+    page.locator("#parameters").evaluate("details => details.open = true")
+    for name, value in fields.items():
+        page.locator(f"#field-{name}").fill(value)
+    page.locator("#send").click()
+
+
+@pytest.mark.parametrize("endpoint", ["/v1/chat/completions", "/v1/completions", "/predict"])
+def test_an_answer_streams_and_comes_with_curl_and_python(page: Page, server: Server, endpoint: str) -> None:
+    page.goto(server.url)
+    page.locator("#endpoint").select_option(endpoint)
+    send(page, "It's <b>", max_tokens="12", temperature="0.5", seed="7", stop="zzzz")
+    expect(page.locator("#told")).to_have_text("Done.")
+    expect(page.locator("#progress")).to_contain_text("12 tokens")
+    expect(page.locator("#progress")).to_contain_text("tokens/s")
+    expect(page.locator("#answers")).to_contain_text("finish_reason: length")
+    assert page.locator("#answers .words").inner_text().strip()
+    for form in ("#curl", "#python"):
+        expect(page.locator(form)).to_contain_text(endpoint)
+        expect(page.locator(form)).to_contain_text('"temperature": 0.5' if form == "#python" else '"temperature":0.5')
+    compile(page.locator("#python").inner_text(), "snippet", "exec")
+
+
+def test_the_stop_button_ends_the_answer_on_the_server_too(page: Page, server: Server) -> None:
+    page.goto(server.url)
+    send(page, "x", max_tokens="500")
+    expect(page.locator("#progress")).to_contain_text("tokens/s")
+    page.locator("#stop").click()
+    expect(page.locator("#told")).to_have_text("Stopped.")
+    page.wait_for_function("async () => (await (await fetch('v1/status')).json()).queue.running === 0")
+
+
+def test_a_wrong_parameter_is_told_in_the_servers_words(page: Page, server: Server) -> None:
+    page.goto(server.url)
+    send(page, "x", logit_bias="nonsense")
+    expect(page.locator("#told")).to_contain_text("logit_bias")
+
+
+def test_the_group_is_drawn_with_its_nodes_ranks_shards_and_heads(page: Page, server: Server) -> None:
+    page.goto(server.url)
+    expect(page.locator(".node")).to_have_count(2)
+    expect(page.locator(".rank")).to_have_count(4)
+    expect(page.locator("[data-rank='1']")).to_contain_text("135 MB · 4 heads")
+    expect(page.locator("[data-rank='1']")).to_contain_text("ready")
+    expect(page.locator("#drawing-text")).to_contain_text("rank 1, 135 MB · 4 heads, ready")
+    expect(page.locator("#charts figure")).to_have_count(4)
+
+
+def test_the_page_works_from_the_keyboard_alone(page: Page, server: Server) -> None:
+    page.goto(server.url)
+    page.keyboard.press("Tab")
+    expect(page.locator(".skip")).to_be_focused()
+    page.keyboard.press("Enter")
+    for place in ("#endpoint", "#system", "#prompt"):
+        page.keyboard.press("Tab")
+        expect(page.locator(place)).to_be_focused()
+    for place in ("summary", "#send"):
+        page.keyboard.press("Tab")
+        expect(page.locator(place)).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator("#stop")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator("#told")).to_have_text("Stopped.")
+    expect(page.locator("#send")).to_be_focused()
+
+
+def test_everything_that_can_be_filled_in_has_a_label(page: Page, server: Server) -> None:
+    page.goto(server.url)
+    unlabelled = "all => all.filter(one => !one.labels?.length).map(one => one.id)"
+    assert page.locator("input, select, textarea").evaluate_all(unlabelled) == []
+
+
+def test_the_key_is_asked_for_and_kept_in_the_tab_only(page: Page, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("console:let-me-in\n")
+    with fake_group() as group, listening(group, make_config(f"security.api_keys_file={keys}")) as server:
+        page.goto(server.url)
+        for key in ("wrong", "let-me-in"):
+            expect(page.locator("#key-dialog")).to_be_visible()
+            page.locator("#key").fill(key)
+            page.keyboard.press("Enter")
+        expect(page.locator("#state-text")).to_contain_text("ready")
+        send(page, "x", max_tokens="2")
+        expect(page.locator("#told")).to_have_text("Done.")
+        assert "let-me-in" not in page.content()
+        page.reload()
+        expect(page.locator("#state-text")).to_contain_text("ready")
+        other = page.context.new_page()
+        other.goto(server.url)
+        expect(other.locator("#key-dialog")).to_be_visible()
+        assert page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
+        other.close()
+        page.goto("about:blank")
+
+
+def test_the_page_says_when_the_server_is_gone_and_recovers(page: Page, server: Server) -> None:
+    page.goto(server.url)
+    expect(page.locator("#state-text")).to_contain_text("ready")
+    page.context.set_offline(True)
+    expect(page.locator("#notice")).to_contain_text("The server is gone")
+    page.context.set_offline(False)
+    expect(page.locator("#notice")).to_be_hidden()
+    expect(page.locator("#state-text")).to_contain_text("ready")
+
+
+def test_a_phone_never_scrolls_sideways(page: Page, server: Server) -> None:
+    page.set_viewport_size(PHONE)
+    page.goto(server.url)
+    send(page, "x" * 300, max_tokens="8")
+    expect(page.locator("#told")).to_have_text("Done.")
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    picture(page, "phone")
+
+
+@pytest.mark.parametrize(("scheme", "bright"), [("light", True), ("dark", False)])
+def test_the_page_follows_the_readers_colour_scheme(page: Page, server: Server, scheme: str, bright: bool) -> None:
+    page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
+    page.goto(server.url)
+    send(page, "What is the capital of France?", max_tokens="60")
+    expect(page.locator("#told")).to_have_text("Done.")
+    colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (int(colour.removeprefix("rgb(").split(",")[0]) > 128) == bright
+    picture(page, scheme)
+
+
+def picture(page: Page, name: str) -> None:
+    if folder := os.environ.get("CONSOLE_PICTURES"):
+        page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
+
+
+def test_an_unchanged_file_is_not_sent_twice_and_nothing_foreign_may_load(page: Page, server: Server) -> None:
+    first = page.request.get(f"{server.url}/console/main.js")
+    assert first.headers["content-type"] == "text/javascript; charset=utf-8"
+    assert first.headers["content-security-policy"].startswith("default-src 'self'")
+    again = page.request.get(f"{server.url}/console/main.js", headers={"If-None-Match": first.headers["etag"]})
+    assert (again.status, again.body()) == (304, b"")
+    page.goto(server.url)
