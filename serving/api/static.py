@@ -1,4 +1,4 @@
-"""The console: static files, the same for everybody. They hold no secret, so they need no key: the page asks for one."""
+"""The console: static files, the same for everybody. They hold no secret and need no key: the page asks for one."""
 
 import hashlib
 from dataclasses import dataclass

@@ -2,12 +2,21 @@
 
 import asyncio
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from serving.batch.ledger import Ledger, open_ledger
-from serving.batch.parquet import SUFFIX, ParquetSource, is_output_of, join, open_parquet, require_new_columns
+from serving.batch.parquet import (
+    SUFFIX,
+    ParquetSource,
+    columns_of,
+    is_output_of,
+    join,
+    open_parquet,
+    require_new_columns,
+)
+from serving.batch.rows import Task
 from serving.batch.source import Source, open_source
 from serving.config import Config, load_config
 from serving.errors import OperatorError
@@ -22,6 +31,11 @@ def batch(
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="File to write; appears when all rows are done.")],
     column: Annotated[str | None, typer.Option(help="Column of a Parquet input with the prompts or chats.")] = None,
     parameters: Annotated[str | None, typer.Option(help="Of a Parquet input's rows, as JSON.")] = None,
+    task: Annotated[Literal["generate", "embed"], typer.Option(help="Texts, or vectors of the inputs.")] = "generate",
+    pooling: Annotated[
+        Literal["mean", "last", "first"] | None, typer.Option(help="Of --task embed: mean if not given.")
+    ] = None,
+    normalize: Annotated[bool, typer.Option("--normalize", help="Of --task embed: vectors of length 1.")] = False,
     overrides: Annotated[
         list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one key, as in a.b=c.")
     ] = [],  # noqa: B006  typer's way of saying "none given"
@@ -34,6 +48,7 @@ def batch(
     from serving.runtime.environment import cluster_address, ray_environment
     from serving.runtime.preflight import absolute_paths, check_model_files
 
+    wanted = _task(task, pooling, normalize)
     _check_output(output)
     settings = absolute_paths(load_config(config, overrides))
     embedded = cluster_address(address) is None
@@ -42,8 +57,8 @@ def batch(
 
         settings = batch_config(settings)
         check_model_files(settings, all_here=embedded)
-        rows = _open_input(source, output, settings, column, parameters)
-        job = job_key(settings, rows)
+        rows = _open_input(source, output, settings, wanted, column, parameters)
+        job = job_key(settings, rows, wanted)
         if output.suffix == SUFFIX and output.exists() and not overwrite:
             _require_own(output, job)
             typer.echo(f"{output} is complete; there is nothing left to do")
@@ -51,13 +66,21 @@ def batch(
         lines = output.with_name(f"{output.name}.lines") if output.suffix == SUFFIX else output
         with open_ledger(lines, job, resume=resume, overwrite=overwrite) as ledger:
             if ledger is not None:
-                _run(settings, rows, ledger, output, address, folder, verbose=verbose)
+                _run(settings, rows, ledger, output, address, folder, wanted, verbose=verbose)
             elif lines == output:
                 typer.echo(f"{output} is complete; there is nothing left to do")
             if isinstance(rows, ParquetSource) and lines != output:
-                join(rows, lines, output, job)
+                join(rows, lines, output, job, columns_of(wanted))
                 lines.unlink()
                 lines.with_name(f"{lines.name}.progress").unlink()
+
+
+def _task(
+    task: Literal["generate", "embed"], pooling: Literal["mean", "last", "first"] | None, normalize: bool
+) -> Task:
+    if task == "generate" and (pooling is not None or normalize):
+        raise typer.BadParameter("--pooling and --normalize are of --task embed")
+    return Task(task == "embed", pooling or "mean", normalize)
 
 
 def _check_output(output: Path) -> None:
@@ -71,12 +94,12 @@ def _check_output(output: Path) -> None:
 
 
 def _open_input(
-    source: str, output: Path, settings: Config, column: str | None, parameters: str | None
+    source: str, output: Path, settings: Config, task: Task, column: str | None, parameters: str | None
 ) -> Source | ParquetSource:
     if source.endswith(SUFFIX):
         rows = open_parquet(source, column, parameters)
         if output.suffix == SUFFIX:
-            require_new_columns(rows)
+            require_new_columns(rows, columns_of(task))
         return rows
     if column is not None or parameters is not None:
         raise OperatorError("--column and --parameters are for a Parquet input; a line has its own")
@@ -97,6 +120,7 @@ def _run(
     output: Path,
     address: str | None,
     folder: Path | None,
+    task: Task,
     *,
     verbose: bool,
 ) -> None:
@@ -110,7 +134,7 @@ def _run(
         session = ray_session(address, settings, verbose=verbose, folder=folder)
         try:
             with session as embedded, BatchGroup(settings, embedded=embedded) as group:
-                asyncio.run(run_batch(settings, rows, ledger, group, display, meter))
+                asyncio.run(run_batch(settings, rows, ledger, group, display, meter, task))
         except Interrupted:
             display.say(f"interrupted; {ledger.progress.rows} rows are kept, the same command goes on")
             raise typer.Exit(INTERRUPTED) from None

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from itertools import islice
 
 from serving.batch.ledger import Ledger
-from serving.batch.rows import Call, Result, Row, read_row
+from serving.batch.rows import GENERATE, Call, Result, Row, Task, read_row
 
 Ask = Callable[[str, bytes], Awaitable[tuple[int, bytes]]]
 """Path and body of a request to the status and body of its answer."""
@@ -29,12 +29,13 @@ LATER = frozenset({429, 503})
 class Job:
     """One run over the rows that are left."""
 
-    def __init__(self, rows: Iterator[Row], ask: Ask, ledger: Ledger, window: int) -> None:
+    def __init__(self, rows: Iterator[Row], ask: Ask, ledger: Ledger, window: int, task: Task = GENERATE) -> None:
         """`window`: most rows that are asked and not written."""
         self._rows = rows
         self._ask = ask
         self._ledger = ledger
         self._window = window
+        self._task = task
         self._under_way: deque[tuple[Row, asyncio.Task[Result]]] = deque()
         self._exhausted = False
         self._saved_at = time.monotonic()
@@ -69,7 +70,7 @@ class Job:
             self._saved_at = time.monotonic()
 
     async def _answer(self, row: Row) -> Result:
-        call: Call = read_row(row)
+        call: Call = read_row(row, self._task)
         if call.refusal is not None:
             return call.refused()
         while True:

@@ -22,6 +22,7 @@ from serving.batch.inside import application
 from serving.batch.job import Job
 from serving.batch.ledger import Ledger
 from serving.batch.parquet import ParquetSource
+from serving.batch.rows import Task
 from serving.batch.source import Source
 from serving.config import Config, SecurityConfig
 from serving.errors import GroupFailed, OperatorError
@@ -51,10 +52,10 @@ def batch_config(config: Config) -> Config:
     return config.model_copy(update={"name": name, "http": http, "security": SecurityConfig()})
 
 
-def job_key(config: Config, source: Source | ParquetSource) -> str:
+def job_key(config: Config, source: Source | ParquetSource, task: Task) -> str:
     """Stands for all that the output depends on: the input, the model, and how it computes."""
     model = config.model.model_dump(mode="json", exclude={"shard_cache"})
-    facts = [asdict(source), model, config.http.max_inputs]
+    facts = [asdict(source), asdict(task), model, config.http.max_inputs]
     return hashlib.blake2b(msgspec.json.encode(facts, order="sorted"), digest_size=16).hexdigest()
 
 
@@ -103,13 +104,14 @@ async def run_batch(
     group: BatchGroup,
     display: BatchDisplay,
     meter: Meter,
+    task: Task,
 ) -> None:
     """Run the rows that are left. Raises `GroupFailed`, `OperatorError`, or `Interrupted`."""
     service = Service(config, Tokenizer(config.model), RegistryGroupView(config.name))
     begun = ledger.progress
     rows = source.rows(begun.rows, begun.offset)
     window = min(ROWS_PER_PLACE * config.engine.max_running, MAX_SEQUENCES)
-    job = Job(rows, application(service, config).post, ledger, window)
+    job = Job(rows, application(service, config).post, ledger, window, task)
     await service.start()
     watching = asyncio.create_task(_watch(service, ledger, display))
     try:

@@ -17,7 +17,7 @@ import msgspec
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
-from serving.batch.rows import Row
+from serving.batch.rows import Row, Task
 from serving.errors import OperatorError
 
 SUFFIX = ".parquet"
@@ -31,6 +31,8 @@ ANSWERS = pa.schema(
     ]
 )
 """The columns that are added; a row has either a prediction or an error."""
+VECTORS = pa.schema([("embedding", pa.list_(pa.float32())), ("prompt_tokens", pa.int64()), ("error", pa.string())])
+"""The same of embeddings."""
 
 _BATCH_ROWS = 256
 _JOB = b"gangway.job"
@@ -81,10 +83,15 @@ def open_parquet(address: str, column: str | None, parameters: str | None) -> Pa
     return ParquetSource(address, rows, version, column, _parameters(parameters))
 
 
-def require_new_columns(source: ParquetSource) -> None:
+def columns_of(task: Task) -> pa.Schema:
+    """The columns that the task adds."""
+    return VECTORS if task.embed else ANSWERS
+
+
+def require_new_columns(source: ParquetSource, added: pa.Schema) -> None:
     """Raise `OperatorError` when a column of the input has the name of one that is added."""
     with _opened(source.address) as file:
-        taken = [name for name in ANSWERS.names if name in file.schema_arrow.names]
+        taken = [name for name in added.names if name in file.schema_arrow.names]
     if taken:
         raise OperatorError(f"{source.address} has a column {taken[0]}, which the output adds: rename it first")
 
@@ -98,12 +105,12 @@ def is_output_of(output: Path, job: str) -> bool:
     return bool(metadata.get(_JOB) == job.encode())
 
 
-def join(source: ParquetSource, answers: Path, output: Path, job: str) -> None:
+def join(source: ParquetSource, answers: Path, output: Path, job: str, added: pa.Schema) -> None:
     """Write the output, whose name appears when it is whole. Raises `OperatorError`."""
     fresh = output.with_name(f"{output.name}.new")
     try:
         with fresh.open("wb") as stream, answers.open("rb") as lines:
-            _join(source, lines, stream, job)
+            _join(source, lines, stream, job, added)
             stream.flush()
             os.fsync(stream.fileno())
         fresh.replace(output)
@@ -112,13 +119,13 @@ def join(source: ParquetSource, answers: Path, output: Path, job: str) -> None:
         raise OperatorError(f"cannot write {output}: {error}") from error
 
 
-def _join(source: ParquetSource, lines: BinaryIO, stream: BinaryIO, job: str) -> None:
+def _join(source: ParquetSource, lines: BinaryIO, stream: BinaryIO, job: str, added: pa.Schema) -> None:
     with _opened(source.address) as file:
         carried = file.schema_arrow
-    schema = pa.schema([*carried, *ANSWERS], metadata={**(carried.metadata or {}), _JOB: job.encode()})
+    schema = pa.schema([*carried, *added], metadata={**(carried.metadata or {}), _JOB: job.encode()})
     with pq.ParquetWriter(stream, schema) as writer:
         for batch in source.batches():
-            answers = pa.RecordBatch.from_pylist([_answer(next(lines)) for _ in range(batch.num_rows)], ANSWERS)
+            answers = pa.RecordBatch.from_pylist([_answer(next(lines)) for _ in range(batch.num_rows)], added)
             writer.write_batch(pa.RecordBatch.from_arrays([*batch.columns, *answers.columns], schema=schema))
 
 
@@ -127,6 +134,8 @@ def _answer(line: bytes) -> dict[str, Any]:
     if "error" in tree:
         return {"error": tree["error"]["message"]}
     (output,) = tree["outputs"]
+    if "embedding" in output:
+        return {"embedding": output["embedding"], "prompt_tokens": tree["usage"]["prompt_tokens"]}
     usage = {name: output["usage"][name] for name in ("prompt_tokens", "completion_tokens")}
     return {"prediction": output["text"], "finish_reason": output["finish_reason"], **usage}
 

@@ -8,11 +8,12 @@ Pure: no I/O.
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
-URLS = frozenset({"/v1/completions", "/v1/chat/completions"})
+EMBEDDINGS = "/v1/embeddings"
+URLS = frozenset({"/v1/completions", "/v1/chat/completions", EMBEDDINGS})
 """What a row in OpenAI's batch format may ask for."""
 
 _NO_STREAMS = "stream: a batch does not stream; leave it out"
@@ -27,6 +28,19 @@ class Row:
     data: bytes
     end: int
     """Where the next row begins in the input, in bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What native rows ask for; a row in OpenAI's format says so itself."""
+
+    embed: bool = False
+    """A vector, as of `POST /v1/embeddings`, in place of a text."""
+    pooling: Literal["mean", "last", "first"] = "mean"
+    normalize: bool = False
+
+
+GENERATE = Task()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +71,11 @@ class Call:
         tree = msgspec.json.decode(answer)
         failed = status >= 400
         usages = [_forget_the_cache(part["usage"]) for part in (tree, *tree.get("outputs", ())) if "usage" in part]
-        shape = self._openai_answer if self.openai else self._native_answer
         return Result(
-            msgspec.json.encode(shape(status, tree)) + b"\n",
+            msgspec.json.encode(self._shaped(status, tree)) + b"\n",
             failed,
             sum(usage["prompt_tokens"] for usage in usages),
-            sum(usage["completion_tokens"] for usage in usages),
+            sum(usage.get("completion_tokens", 0) for usage in usages),
         )
 
     def refused(self) -> Result:
@@ -70,7 +83,12 @@ class Call:
         detail = {"type": "invalid_request_error", "message": self.refusal, "param": None, "code": None}
         return self.result(400, msgspec.json.encode({"error": detail}))
 
-    def _native_answer(self, _status: int, tree: dict[str, Any]) -> dict[str, Any]:
+    def _shaped(self, status: int, tree: dict[str, Any]) -> dict[str, Any]:
+        if self.openai:
+            return self._openai_answer(status, tree)
+        if "data" in tree:
+            vectors = [{"embedding": one["embedding"]} for one in tree["data"]]
+            return {"outputs": vectors, "usage": tree["usage"], "model": tree["model"]}
         return {name: value for name, value in tree.items() if name != "id"}
 
     def _openai_answer(self, status: int, tree: dict[str, Any]) -> dict[str, Any]:
@@ -81,7 +99,7 @@ class Call:
         return {"id": name, "custom_id": self.custom_id, "response": response, "error": None}
 
 
-def read_row(row: Row) -> Call:
+def read_row(row: Row, task: Task = GENERATE) -> Call:
     """What a line asks for. Native, `{"inputs", "parameters"}`, unless it has OpenAI's `custom_id` or `body`."""
     try:
         tree = msgspec.json.decode(row.data)
@@ -91,9 +109,27 @@ def read_row(row: Row) -> Call:
         return _openai_call(row.number, tree)
     if not isinstance(tree, dict):
         return Call(row.number, "", b"", refusal="the line must be a JSON object")
+    if task.embed:
+        return _embedding_call(row.number, tree, task)
     if isinstance(parameters := tree.get("parameters") or {}, dict):
         tree["parameters"] = _seeded(parameters, row.number)
     return Call(row.number, "/predict", msgspec.json.encode(tree), refusal=_NO_STREAMS if tree.get("stream") else None)
+
+
+def _embedding_call(number: int, tree: dict[str, Any], task: Task) -> Call:
+    refusal, parameters = None, tree.get("parameters") or {}
+    if unknown := tree.keys() - {"inputs", "parameters"}:
+        refusal = f"{min(unknown)}: unknown field; known here: inputs, parameters"
+    elif "inputs" not in tree:
+        refusal = "inputs: required"
+    elif not isinstance(parameters, dict):
+        refusal = "parameters: must be an object"
+    elif fixed := parameters.keys() & {"input", "encoding_format"}:
+        refusal = f"{min(fixed)}: no parameter of a row; its vectors are lists"
+    if refusal is not None:
+        return Call(number, "", b"", refusal=refusal)
+    asked = {"pooling": task.pooling, "normalize": task.normalize, **parameters, "input": tree["inputs"]}
+    return Call(number, EMBEDDINGS, msgspec.json.encode(asked))
 
 
 def _openai_call(number: int, tree: dict[str, Any]) -> Call:
@@ -113,7 +149,8 @@ def _openai_call(number: int, tree: dict[str, Any]) -> Call:
         refusal = _NO_STREAMS
     if refusal is not None or not isinstance(body, dict):
         return Call(number, "", b"", True, custom_id, refusal)
-    return Call(number, str(url), msgspec.json.encode(_seeded(body, number)), True, custom_id)
+    asked = body if url == EMBEDDINGS else _seeded(body, number)
+    return Call(number, str(url), msgspec.json.encode(asked), True, custom_id)
 
 
 def _seeded(fields: dict[str, Any], number: int) -> dict[str, Any]:

@@ -35,10 +35,10 @@ VICTIMS = ("rank", "command", "supervisor")
 class Batch(Process):
     """`gangway batch` in a process of its own."""
 
-    def __init__(self, source: Path, output: Path) -> None:
+    def __init__(self, source: Path, output: Path, *options: str) -> None:
         self.output = output
         overrides = [part for setting in SETTINGS for part in ("--set", setting)]
-        super().__init__(*gangway("batch", CONFIG, source, output, *overrides))
+        super().__init__(*gangway("batch", CONFIG, source, output, *overrides, *options))
 
     def rows(self) -> int:
         """Rows that count."""

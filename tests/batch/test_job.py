@@ -10,10 +10,11 @@ import pytest
 from serving.batch.inside import application
 from serving.batch.job import Ask, Job
 from serving.batch.ledger import open_ledger
+from serving.batch.rows import GENERATE, Task
 from serving.batch.source import open_source
 from serving.gateway.service import Service
 from serving.gateway.tokenizer import Tokenizer
-from tests.fake_engine import FakeGroup, fake_group, until
+from tests.fake_engine import FakeGroup, fake_group, until, vector_of
 from tests.gateway.conftest import demo_tokenizer, make_config
 
 ROWS = 90
@@ -47,11 +48,11 @@ class Bench:
         self.service = Service(self.config, tokenizer, group)
         self.app = application(self.service, self.config)
 
-    async def run(self, output: Path, ask: Ask | None = None) -> bytes:
+    async def run(self, output: Path, ask: Ask | None = None, task: Task = GENERATE) -> bytes:
         with open_ledger(output, "a", resume=False, overwrite=False) as ledger:
             assert ledger is not None
             rows = self.source.rows(ledger.progress.rows, ledger.progress.offset)
-            await Job(rows, ask or self.app.post, ledger, WINDOW).run()
+            await Job(rows, ask or self.app.post, ledger, WINDOW, task).run()
         return await asyncio.to_thread(output.read_bytes)
 
 
@@ -122,3 +123,21 @@ async def test_no_more_rows_are_asked_ahead_than_the_window_holds(bench: Bench, 
 
     await bench.run(tmp_path / "other.jsonl", ask)
     assert most <= WINDOW
+
+
+async def test_rows_to_embed_get_their_vectors_and_a_wrong_one_its_sentence(bench: Bench, tmp_path: Path) -> None:
+    embedding = Task(embed=True, pooling="last")
+    lines = [json.loads(line) for line in (await bench.run(tmp_path / "v.jsonl", task=embedding)).splitlines()]
+    assert len(lines) == ROWS
+    assert "unknown" in lines[9]["error"]["message"]  # max_tokens is no parameter of a vector
+    bench.source = open_source(_plain(tmp_path / "plain.jsonl"), 1 << 20)
+    lines = [json.loads(line) for line in (await bench.run(tmp_path / "w.jsonl", task=embedding)).splitlines()]
+    for number, line in enumerate(lines):
+        tokens = await demo_tokenizer().encode(f"row {number}", param="x")
+        assert line["outputs"] == [{"embedding": vector_of(tokens, "last")}]
+        assert line["usage"]["prompt_tokens"] == len(tokens)
+
+
+def _plain(path: Path) -> str:
+    path.write_text("\n".join(json.dumps({"inputs": f"row {number}"}) for number in range(20)))
+    return str(path)

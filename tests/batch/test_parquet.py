@@ -8,7 +8,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import pytest
 
-from serving.batch.parquet import is_output_of, join, open_parquet, require_new_columns
+from serving.batch.parquet import ANSWERS, VECTORS, is_output_of, join, open_parquet, require_new_columns
 from serving.errors import OperatorError
 
 ROWS = 700
@@ -66,7 +66,7 @@ def test_a_file_that_is_no_parquet_is_a_sentence(tmp_path: Path) -> None:
 def test_a_column_that_the_output_adds_must_not_be_there(tmp_path: Path) -> None:
     pq.write_table(pa.table({"ask": ["a"], "error": ["b"]}), tmp_path / "in.parquet")
     with pytest.raises(OperatorError, match="has a column error"):
-        require_new_columns(open_parquet(str(tmp_path / "in.parquet"), "ask", None))
+        require_new_columns(open_parquet(str(tmp_path / "in.parquet"), "ask", None), ANSWERS)
 
 
 def test_answers_are_joined_to_their_rows_and_the_job_is_known_by_its_output(table: Path, tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_answers_are_joined_to_their_rows_and_the_job_is_known_by_its_output(tab
     ]
     answers, output = tmp_path / "lines", tmp_path / "out.parquet"
     answers.write_text("\n".join([json.dumps({"error": {"message": "too long"}}), *map(json.dumps, lines[1:])]))
-    join(open_parquet(str(table), "ask", None), answers, output, "a")
+    join(open_parquet(str(table), "ask", None), answers, output, "a", ANSWERS)
     found = pq.read_table(output)
     assert found.select(["n", "ask", "chat"]).to_pydict() == pq.read_table(table).to_pydict()
     assert found["prediction"].to_pylist() == [None, *(f"answer {number}" for number in range(1, ROWS))]
@@ -86,3 +86,19 @@ def test_answers_are_joined_to_their_rows_and_the_job_is_known_by_its_output(tab
     assert is_output_of(output, "a")
     assert not is_output_of(output, "b")
     assert not is_output_of(answers, "a")
+
+
+def test_vectors_become_a_list_column(table: Path, tmp_path: Path) -> None:
+    vectors = [[number / 7, -1.5] for number in range(ROWS)]
+    lines = [
+        {"outputs": [{"embedding": vector}], "usage": {"prompt_tokens": 2, "total_tokens": 2}} for vector in vectors
+    ]
+    answers, output = tmp_path / "lines", tmp_path / "out.parquet"
+    answers.write_text("\n".join([json.dumps({"error": {"message": "too long"}}), *map(json.dumps, lines[1:])]))
+    join(open_parquet(str(table), "ask", None), answers, output, "a", VECTORS)
+    found = pq.read_table(output)
+    assert found["n"].to_pylist() == list(range(ROWS))
+    assert found["embedding"].type == pa.list_(pa.float32())
+    assert found["embedding"].to_pylist()[0] is None
+    assert found["embedding"].to_pylist()[1:] == [pytest.approx(vector) for vector in vectors[1:]]
+    assert found["error"].to_pylist()[:2] == ["too long", None]

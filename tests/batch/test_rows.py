@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from serving.batch.rows import Call, Row, read_row, row_seed
+from serving.batch.rows import Call, Row, Task, read_row, row_seed
 
 
 def call(line: object, number: int = 3) -> Call:
@@ -100,3 +100,46 @@ def test_tokens_are_counted_over_all_outputs_of_a_row() -> None:
     usage = {"prompt_tokens": 4, "completion_tokens": 2}
     result = call({"inputs": ["a", "b"]}).result(200, json.dumps({"outputs": [{"usage": usage}] * 2}).encode())
     assert (result.prompt_tokens, result.completion_tokens, result.failed) == (8, 4, False)
+
+
+EMBED = Task(embed=True, pooling="last", normalize=True)
+
+
+def test_a_row_to_embed_asks_for_vectors_as_the_command_says_where_it_does_not_itself() -> None:
+    one = read_row(Row(3, b'{"inputs": ["a", "b"], "parameters": {"pooling": "first"}}', 0), EMBED)
+    assert one.path == "/v1/embeddings"
+    assert json.loads(one.body) == {"input": ["a", "b"], "pooling": "first", "normalize": True}
+
+
+def test_vectors_come_in_a_native_rows_own_form() -> None:
+    one = read_row(Row(3, b'{"inputs": ["a", "b"]}', 0), EMBED)
+    usage = {"prompt_tokens": 2, "total_tokens": 2}
+    data = [{"object": "embedding", "index": index, "embedding": [index, 0.5]} for index in range(2)]
+    result = one.result(200, json.dumps({"object": "list", "data": data, "model": "m", "usage": usage}).encode())
+    expected = {"outputs": [{"embedding": [0, 0.5]}, {"embedding": [1, 0.5]}], "usage": usage, "model": "m"}
+    assert json.loads(result.line) == expected
+    assert (result.prompt_tokens, result.completion_tokens, result.failed) == (2, 0, False)
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ({}, "inputs: required"),
+        ({"inputs": "a", "stream": False}, "stream: unknown field"),
+        ({"inputs": "a", "parameters": [1]}, "parameters: must be an object"),
+        ({"inputs": "a", "parameters": {"encoding_format": "base64"}}, "encoding_format: no parameter"),
+        ({"inputs": "a", "parameters": {"input": "b"}}, "input: no parameter"),
+    ],
+)
+def test_a_row_to_embed_that_asks_for_nothing_gets_a_sentence(line: object, complaint: str) -> None:
+    one = read_row(Row(3, json.dumps(line).encode(), 0), EMBED)
+    assert one.refusal is not None
+    assert one.refusal.startswith(complaint)
+
+
+def test_openais_rows_say_themselves_what_they_ask_for_and_vectors_take_no_seed() -> None:
+    row = OPENAI | {"url": "/v1/embeddings", "body": {"input": "a"}}
+    for task in (Task(), EMBED):
+        one = read_row(Row(3, json.dumps(row).encode(), 0), task)
+        assert (one.path, json.loads(one.body)) == ("/v1/embeddings", {"input": "a"})
+    assert call(OPENAI).path == "/v1/completions"

@@ -8,24 +8,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, ViewportSize, expect
 
 from serving.messages import RankInfo
 from tests.api.conftest import Server, listening
+from tests.browser import chromium, needs_chromium
 from tests.fake_engine import fake_group
 from tests.gateway.conftest import make_config
 
-CHROMIUM = "/usr/bin/chromium"
-PHONE = {"width": 360, "height": 740}
+pytestmark = needs_chromium
+
+PHONE = ViewportSize(width=360, height=740)
 LONG = "field-max_tokens"
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -11,8 +11,10 @@ from typing import Any
 import httpx
 import openai
 import psutil
+from playwright.sync_api import expect
 
 from serving.runtime import guardian
+from tests.browser import chromium, needs_chromium
 from tests.e2e.server import Server, eventually, gangway
 
 NAME = "smollm2-135m-instruct"
@@ -147,6 +149,28 @@ def test_a_stream_goes_on_to_the_letter_when_a_rank_is_killed(server: Server) ->
     after = server.status()
     assert (after["generation"], after["restarts"]) == (before["generation"] + 1, before["restarts"] + 1)
     assert "rank 1's process died" in after["last_failure"]
+
+
+@needs_chromium
+def test_the_console_shows_a_rank_die_and_come_back_while_its_stream_goes_on(server: Server) -> None:
+    undisturbed, before = "".join(story(server, 300)), server.status()
+    with chromium() as browser, browser.new_page() as page:
+        page.set_default_timeout(1000 * TIMEOUT_S)
+        page.goto(server.url)
+        page.wait_for_function("() => document.querySelector('[data-rank=\"1\"]')?.textContent.includes('ready')")
+        page.locator("#endpoint").select_option("/v1/completions")
+        page.locator("#prompt").fill(STORY)
+        page.locator("summary").click()
+        page.locator("#field-max_tokens").fill("300")
+        page.locator("#field-temperature").fill("0")
+        page.locator("#send").click()
+        page.wait_for_function("() => document.querySelector('#progress').textContent.includes('tokens')")
+        psutil.Process(before["ranks"][1]["pid"]).kill()
+        page.wait_for_function("() => document.querySelector('[data-rank=\"1\"]').textContent.includes('dead')")
+        expect(page.locator("#told")).to_have_text("Done.", timeout=1000 * TIMEOUT_S)
+        assert page.locator("#answers .words").text_content() == undisturbed
+        expect(page.locator("#state-text")).to_have_text(f"ready, generation {before['generation'] + 1}")
+        expect(page.locator("#facts")).to_contain_text("rank 1's process died")
 
 
 def test_a_gateway_that_is_killed_comes_back_without_a_new_generation(server: Server) -> None:
