@@ -1,11 +1,16 @@
-"""The system's headless Chromium, for the tests of the console."""
+"""The system's headless Chromium, for the tests of the console.
 
+CONSOLE_PICTURES names a folder that gets pictures of the page.
+"""
+
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 CHROMIUM = shutil.which("chromium")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
@@ -18,3 +23,9 @@ def chromium() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+def picture(page: Page, name: str) -> None:
+    """The whole page as a PNG, if pictures are wanted."""
+    if folder := os.environ.get("CONSOLE_PICTURES"):
+        page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)

@@ -1,9 +1,5 @@
-"""The console in the system's headless Chromium, over the real application and a fake group.
+"""The console in the system's headless Chromium, over the real application and a fake group."""
 
-CONSOLE_PICTURES names a folder that gets pictures of the page: on a desk in light and dark, and on a phone.
-"""
-
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +8,7 @@ from playwright.sync_api import Browser, Page, ViewportSize, expect
 
 from serving.messages import RankInfo
 from tests.api.conftest import Server, listening
-from tests.browser import chromium, needs_chromium
+from tests.browser import chromium, needs_chromium, picture
 from tests.fake_engine import fake_group
 from tests.gateway.conftest import make_config
 
@@ -182,11 +178,6 @@ def test_the_page_follows_the_readers_colour_scheme(page: Page, server: Server, 
     colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (int(colour.removeprefix("rgb(").split(",")[0]) > 128) == bright
     picture(page, scheme)
-
-
-def picture(page: Page, name: str) -> None:
-    if folder := os.environ.get("CONSOLE_PICTURES"):
-        page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
 
 
 def test_an_unchanged_file_is_not_sent_twice_and_nothing_foreign_may_load(page: Page, server: Server) -> None:

@@ -14,7 +14,7 @@ import psutil
 from playwright.sync_api import expect
 
 from serving.runtime import guardian
-from tests.browser import chromium, needs_chromium
+from tests.browser import chromium, needs_chromium, picture
 from tests.e2e.server import Server, eventually, gangway
 
 NAME = "smollm2-135m-instruct"
@@ -171,6 +171,7 @@ def test_the_console_shows_a_rank_die_and_come_back_while_its_stream_goes_on(ser
         assert page.locator("#answers .words").text_content() == undisturbed
         expect(page.locator("#state-text")).to_have_text(f"ready, generation {before['generation'] + 1}")
         expect(page.locator("#facts")).to_contain_text("rank 1's process died")
+        picture(page, "after a rank died")
 
 
 def test_a_gateway_that_is_killed_comes_back_without_a_new_generation(server: Server) -> None:
