@@ -239,6 +239,7 @@ def submit(
     config: File,
     batch_files: Annotated[list[str] | None, typer.Argument(metavar="[INPUT OUTPUT [-- OPTIONS]]")] = None,
     batch: Annotated[bool, typer.Option("--batch", help="A batch job; OPTIONS are `gangway batch`'s.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="For a batch job's end; with 1 if it fails.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print a batch job's manifest, and stop.")] = False,
     overrides: Overrides = [],  # noqa: B006
     allow_single_node: SingleNode = False,
@@ -259,10 +260,12 @@ def submit(
             return
         with opened(job, kubeconfig, context, _say(as_json)) as work:
             work.create(documents)
-        _tell_batch(config, job, as_json)
+            _tell_batch(config, job, as_json)
+            if wait:
+                interruptible(work.wait_ended, config)
         return
-    if call or dry_run:
-        raise SpecError("INPUT, OUTPUT and --dry-run are for --batch")
+    if call or dry_run or wait:
+        raise SpecError("INPUT, OUTPUT, --wait and --dry-run are for --batch")
     document = submission(spec)
     with opened(spec, kubeconfig, context, _say(as_json)) as work:
         interruptible(lambda: work.resubmit(document), config)

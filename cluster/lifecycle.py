@@ -25,7 +25,7 @@ from cluster.kinds import (
 from cluster.names import INSTANCE, MANAGED_BY, MANAGER
 from cluster.observe import Observer, Wait
 from cluster.refusals import Missing
-from cluster.snapshot import Gang, Snapshot, title
+from cluster.snapshot import Gang, Snapshot, status, title
 from cluster.stages import stage
 
 POLL_S = 2.0
@@ -95,6 +95,24 @@ class Lifecycle:
         for document, row in zip(documents, self.compare(documents), strict=True):
             self.client.apply(document)
             self.say(str(row))
+
+    def wait_ended(self) -> None:
+        """Print how the job stands until it has ended well. Raises as `up` does, and when it has failed or is gone."""
+        observer, told = Observer(self.client, self.gang), ""
+        while True:
+            snapshot = observer.look()
+            job = status(snapshot.job)
+            if snapshot.job is None:
+                raise ConflictError(f"RayJob {self.gang.name} was removed while it was waited for")
+            if job.get("jobStatus") == "SUCCEEDED":
+                self.say("the job has succeeded")
+                return
+            line = "the job runs" if job.get("jobStatus") == "RUNNING" else stage(snapshot)
+            if line != told:
+                self.say(line)
+                told = line
+            self._fail_on_finding(snapshot)
+            self.wait(POLL_S)
 
     def compare(self, documents: Sequence[Manifest], *, force: bool = False) -> list[Alteration]:
         """What applying would change, as the server itself works it out (dry run)."""

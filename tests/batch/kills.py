@@ -87,7 +87,7 @@ def disturbed(source: Path, output: Path, strikes: Sequence[tuple[str, int]]) ->
                 batch.wait(END_TIMEOUT_S)
                 batch.kill()
                 batch = Batch(source, output)
-        assert batch.wait(END_TIMEOUT_S) == 0
+        assert batch.wait(END_TIMEOUT_S) == 0, "\n".join(batch.lines)
     finally:
         batch.kill()
     return output.read_bytes()
@@ -96,7 +96,7 @@ def disturbed(source: Path, output: Path, strikes: Sequence[tuple[str, int]]) ->
 def run_to_end(start: Callable[[], Batch]) -> None:
     batch = start()
     try:
-        assert batch.wait(END_TIMEOUT_S) == 0
+        assert batch.wait(END_TIMEOUT_S) == 0, "\n".join(batch.lines)
     finally:
         batch.kill()
 

@@ -109,6 +109,12 @@ class Operator:
     def _job_status(self, job: Object, **fields: Any) -> None:
         set_status(self.store, job, JOBS, **fields, observedGeneration=job["metadata"]["generation"])
 
+    def finish_job(self, name: str, namespace: str) -> None:
+        """The job's command has ended with 0: KubeRay takes its cluster away."""
+        job = self.store.get(JOBS, name, namespace)
+        self._job_status(job, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
+        self.store.delete(CLUSTERS, job["status"]["rayClusterName"], namespace)
+
     def fail_job(self, name: str, namespace: str, *, reason: str, message: str) -> None:
         """The job itself ended: its driver exited, or nobody answered its dashboard."""
         job = self.store.get(JOBS, name, namespace)

@@ -10,7 +10,7 @@ import typer
 import yaml
 
 from cluster.cli import app
-from cluster.errors import ConflictError, SpecError
+from cluster.errors import ConflictError, SpecError, WorkloadError
 from cluster.spec import load_spec
 from tests.kube.server import KubeServer
 from tests.kube.test_doctor import CONFIG, set_scene
@@ -115,6 +115,31 @@ def test_a_batch_job_is_created_once_beside_the_serving_gang_and_goes(
         command(*batch)
     assert command("down", "--set", f"name={name}") == 0
     assert world.store.select("rayjobs.ray.io") == []
+
+
+@pytest.mark.parametrize("ends_well", [True, False])
+def test_a_batch_job_that_is_waited_for_ends_the_command_as_it_ends(
+    command: Command, world: World, capsys: pytest.CaptureFixture[str], ends_well: bool
+) -> None:
+    name, running = f"{load_spec(CONFIG).name}-batch", world.step
+
+    def step(seconds: float = 1.0) -> None:
+        running(seconds)
+        for job in world.store.select("rayjobs.ray.io"):
+            if job.get("status", {}).get("jobStatus") == "RUNNING" and world.operator:
+                if ends_well:
+                    world.operator.finish_job(name, job["metadata"]["namespace"])
+                else:
+                    world.operator.fail_job(name, job["metadata"]["namespace"], reason="AppFailed", message="no rows")
+
+    world.step = step  # type: ignore[method-assign]
+    call = ("submit", *BATCH, "--wait", "/work/in.jsonl", "/work/out.jsonl")
+    if ends_well:
+        assert command(*call) == 0
+        assert "the job has succeeded" in capsys.readouterr().out
+    else:
+        with pytest.raises(WorkloadError, match="the job has failed: AppFailed: no rows"):
+            command(*call)
 
 
 def test_a_batch_job_can_be_looked_at_first(command: Command, world: World, capsys: pytest.CaptureFixture[str]) -> None:

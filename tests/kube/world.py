@@ -18,6 +18,7 @@ from tests.kube.server import KubeServer
 Object = dict[str, Any]
 SERVE_PORT, DASHBOARD_PORT = 8000, 8265
 TICK_S = 0.01
+NOT_FOUND = 404
 
 
 class World:
@@ -163,7 +164,11 @@ class Beat:
 
     def _run(self) -> None:
         while not self._stop.wait(self._tick_s):
-            self.world.step()
+            try:
+                self.world.step()
+            except StatusError as error:
+                if error.code != NOT_FOUND:  # else somebody has deleted it meanwhile: the next round will see that
+                    raise
 
     def __enter__(self) -> World:
         self._thread.start()
