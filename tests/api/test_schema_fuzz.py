@@ -29,7 +29,6 @@ fuzz = settings(
     max_examples=int(_EXAMPLES or 60),
     derandomize=_EXAMPLES is None,
     database=None,
-    deadline=None,
     suppress_health_check=list(HealthCheck),
 )
 

@@ -184,7 +184,7 @@ def test_a_hash_is_of_the_whole_chain_in_four_bytes_a_token() -> None:
     assert chain_hash(chain_hash(b"", [1]), [2]) != chain_hash(b"", [1, 2])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(4, 12), st.lists(st.tuples(st.integers(0, 3), st.integers(0, 14)), max_size=60))
 def test_blocks_are_conserved_and_found_only_with_their_own_content(
     num_blocks: int, sequences: list[tuple[int, int]]

@@ -201,7 +201,7 @@ PROMPTS = st.lists(st.lists(st.integers(3, 5), min_size=1, max_size=30), min_siz
 FIELDS = st.sampled_from(["finished", "preempted", "decode"])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(PROMPTS, st.integers(0, 12), FIELDS, st.integers(0, 8))
 def test_any_wrong_handle_in_a_real_plan_leaves_the_mirror_unchanged(
     prompts: list[list[int]], steps: int, where: str, handle: int

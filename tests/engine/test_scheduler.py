@@ -615,7 +615,7 @@ def play(engine: Engine, actions: Sequence[Action]) -> dict[tuple[str, str], Sub
     return asked
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(engines(), traces())
 def test_every_request_ends_once_with_the_same_tokens_whatever_else_runs(
     engine: Engine, actions: Sequence[Action]
@@ -628,7 +628,7 @@ def test_every_request_ends_once_with_the_same_tokens_whatever_else_runs(
             assert (outcome.tokens, outcome.finish) == answer(accepted)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.lists(submits(), min_size=4, max_size=12), st.integers(23, 40), st.data())
 def test_tokens_do_not_depend_on_order_budget_blocks_or_the_cache(
     wanted: list[Submit], blocks: int, data: st.DataObject

@@ -12,7 +12,6 @@ fuzz = settings(
     max_examples=int(_EXAMPLES or 100),
     derandomize=_EXAMPLES is None,
     database=None,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 """How long each property is tried; FUZZ_EXAMPLES makes it longer, and another run another one."""

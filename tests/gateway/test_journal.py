@@ -198,7 +198,7 @@ class AnyLife(RuleBasedStateMachine):
         assert all(count == 1 for count in self.ends.values())
 
 
-AnyLife.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+AnyLife.TestCase.settings = settings(max_examples=60, stateful_step_count=30)
 TestAnyLife = AnyLife.TestCase
 
 
