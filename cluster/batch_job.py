@@ -22,7 +22,7 @@ TTL_S = 300
 def batch_spec(spec: ClusterSpec) -> ClusterSpec:
     """The same gang under the name of its batch job, always as a RayJob with pods of its own."""
     return spec.model_copy(
-        update={"name": f"{spec.name}-batch", "ray": spec.ray.model_copy(update={"kind": "job"})}, deep=True
+        update={"name": f"{spec.name[:41]}-batch", "ray": spec.ray.model_copy(update={"kind": "job"})}, deep=True
     )
 
 
@@ -55,8 +55,6 @@ def _require_reach(spec: ClusterSpec, place: str) -> None:
             )
         return
     volume, path = spec.storage.batch, PurePosixPath(place)
-    if volume is not None and not (volume.claim or volume.host_path):
-        raise SpecError("storage.batch needs a claim or a host_path: what a pod keeps itself goes with it")
     if volume is None or ".." in path.parts or not path.is_relative_to(volume.mount_path):
         where = "and storage.batch is not set" if volume is None else f"as it is not in {volume.mount_path}"
         raise SpecError(f"no pod would find {place}, {where}", fix="name a path in the mount_path of storage.batch")

@@ -6,6 +6,7 @@ With `--json` standard output is one JSON value and nothing else; steps go to st
 
 import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -113,11 +114,12 @@ def doctor(
     from cluster.connection import connect
     from cluster.doctor import examine
     from cluster.facts import Reader
+    from cluster.probe import probe_lines, run_probe
 
     spec = load_spec(config, overrides)
     client = connect(kubeconfig, context)
     findings = examine(Reader(client, spec).read(), spec)
-    measured = _measure(client, spec) if probe else None
+    measured = run_probe(client, spec, time.sleep, time.monotonic) if probe else None
     if as_json:
         _print_json({"checks": [finding.json() for finding in findings], "probe": measured})
     for finding in () if as_json else findings:
@@ -125,18 +127,8 @@ def doctor(
         if finding.fix:
             typer.echo(f"{'':<20}fix: {finding.fix}")
     if measured is not None and not as_json:
-        from cluster.probe import probe_lines
-
         typer.echo("\n".join(probe_lines(measured)))
     return int(any(finding.level == "fail" for finding in findings))
-
-
-def _measure(client: Any, spec: ClusterSpec) -> dict[str, Any]:
-    import time
-
-    from cluster.probe import run_probe
-
-    return run_probe(client, spec, time.sleep, time.monotonic)
 
 
 @app.command(epilog=f"Example: gangway cluster up {EXAMPLE}")
@@ -162,7 +154,7 @@ def up(
         if dry_run:
             _tell_alterations(work.compare(documents, force=force), as_json)
             return
-        interruptible(lambda: work.up(documents, recreate=recreate, force=force), config)
+        interruptible(lambda: work.up(documents, recreate=recreate, force=force), str(config))
         _tell_report(work, as_json)
 
 
@@ -260,23 +252,25 @@ def submit(
             return
         with opened(job, kubeconfig, context, _say(as_json)) as work:
             work.create(documents)
-            _tell_batch(config, job, as_json)
+            named = _tell_batch(config, job, as_json)
             if wait:
-                interruptible(work.wait_ended, config)
+                interruptible(work.wait_ended, named, again=None)
         return
     if call or dry_run or wait:
         raise SpecError("INPUT, OUTPUT, --wait and --dry-run are for --batch")
     document = submission(spec)
     with opened(spec, kubeconfig, context, _say(as_json)) as work:
-        interruptible(lambda: work.resubmit(document), config)
+        interruptible(lambda: work.resubmit(document), str(config))
         _tell_report(work, as_json)
 
 
-def _tell_batch(config: Path, job: ClusterSpec, as_json: bool) -> None:
-    how = f"{config} --set name={job.name}"
-    _say(as_json)(f"follow it with `gangway cluster logs {how}`, remove it with `gangway cluster down {how}`")
+def _tell_batch(config: Path, job: ClusterSpec, as_json: bool) -> str:
+    """Say how to follow the job; returns how other commands name it."""
+    named = f"{config} --set name={job.name}"
+    _say(as_json)(f"follow it with `gangway cluster logs {named}`, remove it with `gangway cluster down {named}`")
     if as_json:
         _print_json({"name": job.name, "namespace": job.namespace})
+    return named
 
 
 @app.command(epilog=f"Example: gangway cluster down {EXAMPLE}")

@@ -166,6 +166,8 @@ def _workload(pod: Manifest, text: str, fix: str) -> WorkloadError:
 def job_failed(snapshot: Snapshot) -> ClusterError | None:
     """The command ended, or KubeRay could not submit or follow it."""
     job = status(snapshot.job)
+    if job.get("jobDeploymentStatus") == "Retrying":  # with pods of its own, within its backoffLimit
+        return None
     if job.get("jobDeploymentStatus") != "Failed" and job.get("jobStatus") not in ("FAILED", "STOPPED"):
         return None
     text = f"the job has failed: {job.get('reason') or job.get('jobStatus')}: {job.get('message', '')}"
@@ -214,6 +216,7 @@ def stuck_before_head(snapshot: Snapshot) -> ClusterError | None:
     return None
 
 
+FAILED = Row(job_failed)
 TABLE = (
     Row(spec_rejected),
     Row(operator_absent, patience_s=30.0),
@@ -223,7 +226,7 @@ TABLE = (
     Row(container_refused),
     Row(mount_failed),
     Row(crashed),
-    Row(job_failed),
+    FAILED,
     Row(pods_lost),
     Row(unplaced, patience_s=3.0),
     Row(stuck_before_head, patience_s=120.0),
@@ -231,9 +234,9 @@ TABLE = (
 """Patience is for what every start passes through: pods are unplaced for a moment, and a resource has no status."""
 
 
-def findings(snapshot: Snapshot) -> list[tuple[Row, ClusterError]]:
+def findings(snapshot: Snapshot, table: Iterable[Row] = TABLE) -> list[tuple[Row, ClusterError]]:
     """All rows that fit, causes first."""
-    return [(row, error) for row in TABLE if (error := row.look(snapshot)) is not None]
+    return [(row, error) for row in table if (error := row.look(snapshot)) is not None]
 
 
 def hang(snapshot: Snapshot) -> str:

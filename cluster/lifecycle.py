@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from cluster.changes import Alteration, alteration
 from cluster.client import Client
-from cluster.diagnosis import Row, blocked_deletion, findings, hang
+from cluster.diagnosis import FAILED, TABLE, Row, blocked_deletion, findings, hang
 from cluster.drain import drain
 from cluster.errors import ClusterError, ConflictError, PlatformError, RoomError, WaitTimeout
 from cluster.kinds import (
@@ -66,11 +66,14 @@ class Lifecycle:
             alterations = self._replace(documents, touched, recreate=recreate, force=force)
         observer = Observer(self.client, self.gang)
         observer.look()
+        self._apply(documents, alterations, force=force)
+        return self.wait_ready(observer)
+
+    def _apply(self, documents: Sequence[Manifest], alterations: Sequence[Alteration], *, force: bool = False) -> None:
         for document, row in zip(documents, alterations, strict=True):
             if row.verb != "keep":
                 self.client.apply(document, force=force)
             self.say(str(row))
-        return self.wait_ready(observer)
 
     def resubmit(self, document: Manifest) -> Snapshot:
         """Run a submission anew on its standing cluster, and wait as `up` does."""
@@ -92,13 +95,15 @@ class Lifecycle:
         name = documents[-1]["metadata"]["name"]
         if self.client.find(RAY_JOB, name, self.gang.namespace) is not None:
             raise ConflictError(f"there is a RayJob {name} already", fix="let it end, then remove it with `down`")
-        for document, row in zip(documents, self.compare(documents), strict=True):
-            self.client.apply(document)
-            self.say(str(row))
+        self._apply(documents, self.compare(documents))
 
     def wait_ended(self) -> None:
-        """Print how the job stands until it has ended well. Raises as `up` does, and when it has failed or is gone."""
-        observer, told = Observer(self.client, self.gang), ""
+        """Print how the job stands until it has ended well. Raises as `up` does, and when it has failed or is gone.
+
+        Once it runs, only its own failure ends the wait: pods that are lost are made anew, and so is the job until that
+        was too often.
+        """
+        observer, told, begun = Observer(self.client, self.gang), "", False
         while True:
             snapshot = observer.look()
             job = status(snapshot.job)
@@ -111,7 +116,8 @@ class Lifecycle:
             if line != told:
                 self.say(line)
                 told = line
-            self._fail_on_finding(snapshot)
+            begun = begun or job.get("jobStatus") == "RUNNING"
+            self._fail_on_finding(snapshot, (FAILED,) if begun else TABLE)
             self.wait(POLL_S)
 
     def compare(self, documents: Sequence[Manifest], *, force: bool = False) -> list[Alteration]:
@@ -162,9 +168,9 @@ class Lifecycle:
                 raise WaitTimeout(f"not ready after {self.gang.ready_s:.0f} s ({told}): {hang(snapshot)}")
             self.wait(POLL_S)
 
-    def _fail_on_finding(self, snapshot: Snapshot) -> None:
+    def _fail_on_finding(self, snapshot: Snapshot, table: Iterable[Row] = TABLE) -> None:
         """Raise the first row that has been seen for as long as its patience."""
-        found = findings(snapshot)
+        found = findings(snapshot, table)
         now, rows = self.clock(), {row for row, _ in found}
         self._seen = {row: since for row, since in self._seen.items() if row in rows}
         for row, error in found:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import typer
 
@@ -23,15 +22,18 @@ def opened(
         yield Lifecycle(client=client, gang=gang, say=say, wait=wakeups.wait)
 
 
-def interruptible(work: Callable[[], object], config: Path) -> None:
-    """Ctrl-C leaves all as it is, and says what that means."""
+def interruptible(work: Callable[[], object], config: str, again: str | None = "up") -> None:
+    """Ctrl-C leaves all as it is, and says what that means. `config`: the gang as the command line names it.
+
+    `again`: the command that waits for the same once more; None: there is none.
+    """
     try:
         work()
     except KeyboardInterrupt:
         command = "gangway cluster"
         typer.echo(
             "interrupted: what was applied stays, and goes on without this command. "
-            f"See `{command} status {config}`, wait again with `{command} up {config}`, "
+            f"See `{command} status {config}`, {f'wait again with `{command} {again} {config}`, ' if again else ''}"
             f"remove it with `{command} down {config}`.",
             err=True,
         )

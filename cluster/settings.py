@@ -164,14 +164,14 @@ class GangConfig(Section):
     """Wait for such nodes; false: prefer them."""
 
 
-class ModelVolume(Section):
-    """Where the pods find the model. Neither claim nor host path: it is part of the image."""
+class VolumeConfig(Section):
+    """A folder of the pods that outlives them."""
 
     mount_path: AbsolutePath
-    """Folder in the pod; `model.path` of the serving configuration is in it, or it."""
+    """Folder in the pod."""
 
     claim: ObjectName | None = None
-    """PersistentVolumeClaim. It must be ReadOnlyMany or ReadWriteMany, as several nodes mount it."""
+    """PersistentVolumeClaim. The model's must be ReadOnlyMany or ReadWriteMany, as several nodes mount it."""
 
     host_path: AbsolutePath | None = None
     """Folder on every node."""
@@ -191,9 +191,11 @@ class ModelVolume(Section):
 class StorageConfig(Section):
     """Volumes."""
 
-    model: ModelVolume
+    model: VolumeConfig
+    """Where the pods find the model: `model.path` of the serving configuration is in its mount_path, or is that.
+    Neither claim nor host_path: it is part of the image."""
 
-    batch: ModelVolume | None = None
+    batch: VolumeConfig | None = None
     """Where a batch job's input and output are: mounted on its head, and writable for `security.run_as_user`."""
 
     shard_cache_host_path: AbsolutePath | None = None
@@ -202,6 +204,14 @@ class StorageConfig(Section):
 
     shard_cache_size: Quantity | None = None
     """Size limit of the pod's own shard cache; no limit when not set."""
+
+    @model_validator(mode="after")
+    def _rows_are_kept(self) -> Self:
+        if self.batch and not (self.batch.claim or self.batch.host_path):
+            raise ValueError("storage.batch needs a claim or a host_path: what a pod keeps itself goes with it")
+        if self.batch and self.batch.mount_path == self.model.mount_path:
+            raise ValueError("storage.batch and storage.model need a mount_path each")
+        return self
 
 
 class SecurityConfig(Section):

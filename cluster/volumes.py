@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.names import config_map_name
+from cluster.settings import VolumeConfig
 from cluster.spec import CACHE_FOLDER, CONFIG_FOLDER, KEYS_FOLDER, ClusterSpec
 
 
@@ -50,14 +51,7 @@ def worker_volumes(spec: ClusterSpec) -> list[Mounted]:
 def batch_volumes(spec: ClusterSpec) -> list[Mounted]:
     """What the head of a batch job needs besides: the model, whose tokenizer it runs, and where the rows are."""
     batch = spec.storage.batch
-    if batch is None:
-        return _model(spec)
-    source: dict[str, Any] = {"emptyDir": {}}
-    if batch.claim is not None:
-        source = {"persistentVolumeClaim": {"claimName": batch.claim}}
-    elif batch.host_path is not None:
-        source = {"hostPath": {"path": batch.host_path, "type": "Directory"}}
-    return [*_model(spec), Mounted("batch", batch.mount_path, source, read_only=False, sub_path=batch.sub_path)]
+    return [*_model(spec), *([] if batch is None else _kept("batch", batch, read_only=False))]
 
 
 def _shm(spec: ClusterSpec) -> Mounted:
@@ -67,13 +61,17 @@ def _shm(spec: ClusterSpec) -> Mounted:
 
 
 def _model(spec: ClusterSpec) -> list[Mounted]:
-    model = spec.storage.model
-    if model.claim is not None:
-        claim = {"persistentVolumeClaim": {"claimName": model.claim, "readOnly": True}}
-        return [Mounted("model", model.mount_path, claim, sub_path=model.sub_path)]
-    if model.host_path is not None:
-        return [Mounted("model", model.mount_path, {"hostPath": {"path": model.host_path, "type": "Directory"}})]
-    return []
+    return _kept("model", spec.storage.model, read_only=True)
+
+
+def _kept(name: str, volume: VolumeConfig, *, read_only: bool) -> list[Mounted]:
+    """A claim or a folder of the node; nothing where the image has it."""
+    source: dict[str, Any] = {}
+    if volume.claim is not None:
+        source = {"persistentVolumeClaim": {"claimName": volume.claim, **({"readOnly": True} if read_only else {})}}
+    elif volume.host_path is not None:
+        source = {"hostPath": {"path": volume.host_path, "type": "Directory"}}
+    return [Mounted(name, volume.mount_path, source, read_only, volume.sub_path)] if source else []
 
 
 def _cache(spec: ClusterSpec) -> list[Mounted]:

@@ -2,9 +2,10 @@
 
 import pytest
 
-from cluster.batch_job import batch_documents
+from cluster.batch_job import batch_documents, batch_spec
 from cluster.errors import SpecError
 from cluster.kuberay import refusal
+from cluster.names import MAX_JOB_NAME
 from tests.cluster.conftest import MakeSpec
 from tests.cluster.definitions import Definition
 
@@ -35,3 +36,21 @@ def test_a_place_that_no_pod_reaches_is_refused(make: MakeSpec, place: str) -> N
 def test_a_missing_output_is_refused(make: MakeSpec, call: list[str]) -> None:
     with pytest.raises(SpecError, match="needs an INPUT and an OUTPUT"):
         batch_documents(make(storage__batch=BATCH), call)
+
+
+@pytest.mark.parametrize(
+    ("volume", "sentence"),
+    [
+        ({"mount_path": "/work"}, "needs a claim or a host_path"),
+        (BATCH | {"mount_path": "/models"}, "a mount_path each"),
+    ],
+)
+def test_a_volume_that_keeps_no_rows_is_refused(make: MakeSpec, volume: dict[str, str], sentence: str) -> None:
+    with pytest.raises(SpecError, match=sentence):
+        make(storage__batch=volume)
+
+
+def test_a_long_name_leaves_room_for_the_ending(make: MakeSpec) -> None:
+    job = batch_spec(make(name="g" * MAX_JOB_NAME))
+    assert len(job.name) == MAX_JOB_NAME
+    assert job.name.endswith("-batch")

@@ -115,6 +115,14 @@ class Operator:
         self._job_status(job, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
         self.store.delete(CLUSTERS, job["status"]["rayClusterName"], namespace)
 
+    def retry_job(self, name: str, namespace: str) -> None:
+        """The command has ended otherwise, within the backoffLimit: KubeRay begins anew, with pods of its own."""
+        job = self.store.get(JOBS, name, namespace)
+        head = next(iter(self.store.select("pods", namespace)))
+        add_event(self.store, self.clock, head, "DeletedHeadPod", "the job is tried again")
+        self.store.delete(CLUSTERS, job["status"]["rayClusterName"], namespace)
+        self._job_status(job, jobDeploymentStatus="Retrying", jobStatus="FAILED", failed=1)
+
     def fail_job(self, name: str, namespace: str, *, reason: str, message: str) -> None:
         """The job itself ended: its driver exited, or nobody answered its dashboard."""
         job = self.store.get(JOBS, name, namespace)

@@ -118,21 +118,29 @@ def test_a_batch_job_is_created_once_beside_the_serving_gang_and_goes(
 
 
 @pytest.mark.parametrize("ends_well", [True, False])
-def test_a_batch_job_that_is_waited_for_ends_the_command_as_it_ends(
-    command: Command, world: World, capsys: pytest.CaptureFixture[str], ends_well: bool
+def test_a_batch_job_that_is_waited_for_ends_the_command_as_it_ends_and_not_while_it_is_tried_again(
+    command: Command,
+    world: World,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    ends_well: bool,
 ) -> None:
     name, running = f"{load_spec(CONFIG).name}-batch", world.step
 
     def step(seconds: float = 1.0) -> None:
         running(seconds)
         for job in world.store.select("rayjobs.ray.io"):
-            if job.get("status", {}).get("jobStatus") == "RUNNING" and world.operator:
-                if ends_well:
-                    world.operator.finish_job(name, job["metadata"]["namespace"])
-                else:
-                    world.operator.fail_job(name, job["metadata"]["namespace"], reason="AppFailed", message="no rows")
+            status, namespace = job.get("status", {}), job["metadata"]["namespace"]
+            if status.get("jobStatus") != "RUNNING" or not world.operator:
+                continue
+            if not status.get("failed"):
+                world.operator.retry_job(name, namespace)
+            elif ends_well:
+                world.operator.finish_job(name, namespace)
+            else:
+                world.operator.fail_job(name, namespace, reason="AppFailed", message="no rows")
 
-    world.step = step  # type: ignore[method-assign]
+    monkeypatch.setattr(world, "step", step)
     call = ("submit", *BATCH, "--wait", "/work/in.jsonl", "/work/out.jsonl")
     if ends_well:
         assert command(*call) == 0
@@ -161,6 +169,17 @@ def test_an_interrupt_says_what_stays(
     assert command("up") == 130
     assert "what was applied stays" in capsys.readouterr().err
     assert kube.store.select("rayjobs.ray.io")
+
+
+def test_an_interrupted_wait_for_a_batch_job_names_the_job_and_not_the_serving_gang(
+    command: Command, kube: KubeServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_scene(kube, load_spec(CONFIG))
+    monkeypatch.setattr("cluster.observe.Wakeups.wait", _interrupted)
+    assert command("submit", *BATCH, "--wait", "/work/in.jsonl", "/work/out.jsonl") == 130
+    told = capsys.readouterr().err
+    assert f"gangway cluster status {CONFIG} --set name={load_spec(CONFIG).name}-batch" in told
+    assert "cluster up" not in told
 
 
 def _interrupted(*_: object) -> None:

@@ -89,6 +89,27 @@ def test_a_job_that_fails_is_told_with_its_reason(run: Callable[..., Run]) -> No
     assert scene.lines[-1].startswith("ready")
 
 
+def test_a_wait_for_a_jobs_end_outlasts_a_lost_node_while_the_job_runs(run: Callable[..., Run]) -> None:
+    scene = run()
+    scene.world.add_nodes("a", "b", "c")
+    scene.lifecycle.create(gang())
+    lost: list[float] = []
+
+    def wait(_: float) -> None:
+        scene.world.step()
+        (job,) = scene.world.store.select("rayjobs.ray.io")
+        assert scene.world.operator
+        if job.get("status", {}).get("jobStatus") == "RUNNING" and not lost:
+            scene.world.lose_node("b")
+            lost.append(scene.world.clock.now)
+        elif lost and scene.world.clock.now > lost[0] + 30:
+            scene.world.operator.finish_job("llama", "default")
+
+    scene.lifecycle.wait = wait
+    scene.lifecycle.wait_ended()
+    assert scene.lines[-1] == "the job has succeeded"
+
+
 def test_a_live_template_is_not_altered_unless_told(run: Callable[..., Run]) -> None:
     scene = run()
     scene.world.add_nodes("a", "b")
