@@ -33,7 +33,6 @@ TABLE_WIDTH = 140
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one key, as in a.b=c.")]
-
 ApiKey = Annotated[str | None, typer.Option(envvar="GANGWAY_API_KEY", help="Bearer key, if the server asks for one.")]
 
 
@@ -182,9 +181,6 @@ def bench(
 ) -> None:
     """Measure a running server: random prompts of one length, answers of one length."""
     import asyncio
-    from dataclasses import asdict
-
-    from rich.console import Console
 
     from serving.bench import run_bench
 
@@ -203,6 +199,15 @@ def bench(
         return
     measuring = run_bench(url, name, levels, prompt_tokens, output_tokens, requests_per_level=requests, api_key=api_key)
     report = asyncio.run(measuring)
+    _show(report, as_json)
+
+
+def _show(report: Any, as_json: bool) -> None:
+    """Print what was measured: a dataclass with a table of itself."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+
     if as_json:
         typer.echo(json.dumps(asdict(report), indent=2))
     else:
@@ -231,9 +236,6 @@ def drill(
     The server should run with --set fault.max_restarts=100: else it has failed for good after five in ten minutes.
     """
     import asyncio
-    from dataclasses import asdict
-
-    from rich.console import Console
 
     from serving.drill.faults import make_fault
     from serving.drill.rounds import DrillPlan, run_drill
@@ -252,10 +254,7 @@ def drill(
         api_key=api_key,
     )
     report = asyncio.run(run_drill(plan, lambda line: typer.echo(line, err=True)))
-    if as_json:
-        typer.echo(json.dumps(asdict(report), indent=2))
-    else:
-        Console(width=max(Console().width, TABLE_WIDTH)).print(report.table())
+    _show(report, as_json)
     if verdict := report.verdict(budget):
         raise DrillError(verdict)
 

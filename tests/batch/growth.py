@@ -14,9 +14,9 @@ from pathlib import Path
 
 import psutil
 
-from serving.batch.inside import application
+from serving.batch.inside import Inside, application
 from serving.batch.job import Job
-from serving.batch.ledger import Ledger, open_ledger
+from serving.batch.ledger import open_ledger
 from serving.batch.source import open_source
 from serving.gateway.service import Service
 from tests.fake_engine import FakeGroup, fake_group, until
@@ -46,23 +46,31 @@ async def run(folder: Path, rows: int) -> list[float]:
         source = open_source(str(folder / "in.jsonl"), 1 << 20)
         with open_ledger(folder / "out.jsonl", "growth", resume=False, overwrite=False) as ledger:
             assert ledger is not None
-            watching = asyncio.create_task(watch(group, ledger, rows))
-            await Job(source.rows(0, 0), application(service, config).post, ledger, WINDOW).run()
+            looks = Looks(application(service, config), group, rows)
+            await Job(source.rows(0, 0), looks.post, ledger, WINDOW).run()
         await service.stop()
-        return await watching
+    return looks.seen
 
 
-async def watch(group: FakeGroup, ledger: Ledger, rows: int) -> list[float]:
-    """Look whenever another twentieth is done."""
-    seen: list[float] = []
-    while len(seen) < LOOKS:
-        if ledger.progress.rows >= (len(seen) + 1) * rows // LOOKS:
-            seen.append(psutil.Process().memory_info().rss / 2**20)
-            print(f"{ledger.progress.rows} rows: {seen[-1]:.0f} MiB", flush=True)
-        assert group.engine is not None
-        group.engine.submitted.clear()  # the fake keeps what it was asked, for tests to see
-        await asyncio.sleep(0.1)
-    return seen
+class Looks:
+    """Passes rows on, and looks at the memory whenever another twentieth of them is answered."""
+
+    def __init__(self, app: Inside, group: FakeGroup, rows: int) -> None:
+        self._app = app
+        self._group = group
+        self._every = rows // LOOKS
+        self._answered = 0
+        self.seen: list[float] = []
+
+    async def post(self, path: str, body: bytes) -> tuple[int, bytes]:
+        answer = await self._app.post(path, body)
+        self._answered += 1
+        if self._answered % self._every == 0:
+            self.seen.append(psutil.Process().memory_info().rss / 2**20)
+            print(f"{self._answered} rows: {self.seen[-1]:.0f} MiB", flush=True)
+            assert self._group.engine is not None
+            self._group.engine.submitted.clear()  # the fake keeps what it was asked, for tests to see
+        return answer
 
 
 def main() -> int:

@@ -1,5 +1,8 @@
 """The console in the system's headless Chromium, over the real application and a fake group."""
 
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,6 +79,34 @@ def test_an_answer_streams_and_comes_with_curl_and_python(page: Page, server: Se
         expect(page.locator(form)).to_contain_text(endpoint)
         expect(page.locator(form)).to_contain_text('"temperature": 0.5' if form == "#python" else '"temperature":0.5')
     compile(page.locator("#python").inner_text(), "snippet", "exec")
+
+
+def test_what_is_copied_asks_the_same_elsewhere(page: Page, server: Server) -> None:
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.goto(server.url)
+    send(page, "It's 'one' <b>", max_tokens="5")
+    expect(page.locator("#told")).to_have_text("Done.")
+    commands = {"curl": ["bash", "-c"], "python": [sys.executable, "-c"]}
+    for name, command in commands.items():
+        page.locator(f"[data-copies={name}]").click()
+        expect(page.locator("#told")).to_have_text(f"Copied {name}.")
+        copied = page.evaluate("navigator.clipboard.readText()")
+        answer = subprocess.run([*command, copied], capture_output=True, text=True, check=True).stdout
+        assert answer.rstrip().endswith("data: [DONE]")
+        assert '"finish_reason":"length"' in answer
+
+
+def test_the_charts_show_what_the_server_counts(page: Page, server: Server) -> None:
+    page.goto(server.url)
+    send(page, "x", max_tokens="200")
+    charts = page.locator("#charts figure")
+    for name in ("Tokens/s", "TTFT", "KV blocks used"):
+        figure = charts.filter(has_text=name)
+        expect(figure.locator("output")).to_have_text(re.compile(r"[1-9]"))
+        expect(figure.locator("path.line").first).to_be_attached()
+    expect(charts.filter(has_text="Requests").locator("output")).to_have_text("1 running · 0 waiting")
+    page.locator("#stop").click()
+    expect(page.locator("#told")).to_have_text("Stopped.")
 
 
 def test_the_stop_button_ends_the_answer_on_the_server_too(page: Page, server: Server) -> None:

@@ -117,10 +117,10 @@ def test_a_step_that_does_not_end_is_told_from_one_that_waits_for_another_rank(r
     assert "waits for another rank" in waited
 
 
-def hang_in_the_layers(collectives: Collectives, folder: Path) -> tuple[str, bool, str]:
+def hang_in_the_layers(collectives: Collectives, folder: Path, one_machine: bool) -> tuple[str, bool, str]:
     """On a rank: rank 1 hangs before the layers' first sum. What the watchdogs say, what ends rank 0's step."""
     tree = {"model": {"path": str(folder), "max_model_len": 64, "shard_cache": None}, "engine": {"kv_cache_gib": 0.01}}
-    group = make_collectives(collectives.rank, collectives.world, one_machine=True, timeout_s=3.0)
+    group = make_collectives(collectives.rank, collectives.world, one_machine, timeout_s=3.0)
     runner = build_engine(load_config(tree), group, generation=1, device=torch.device("cpu")).runner
     said: list[tuple[str, bool]] = []
     entered: list[float] = []
@@ -152,9 +152,12 @@ def hang_in_the_layers(collectives: Collectives, folder: Path) -> tuple[str, boo
 
 
 @pytest.mark.skipif(not ops.available(), reason="the processor lacks AVX-512 with bfloat16")
-def test_a_rank_whose_layers_wait_in_c_for_another_is_not_said_to_hang(ranks2: RankPool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("one_machine", [True, False])
+def test_a_rank_whose_layers_wait_in_c_for_another_is_not_said_to_hang(
+    ranks2: RankPool, tmp_path: Path, one_machine: bool
+) -> None:
     save_model("llama, tied", tmp_path)
-    (waited, waited_waits, error), (hung, hung_waits, _) = ranks2.run(hang_in_the_layers, tmp_path)
+    (waited, waited_waits, error), (hung, hung_waits, _) = ranks2.run(hang_in_the_layers, tmp_path, one_machine)
     assert waited_waits
     assert "waits for another rank for over 0.5 s, in _run" in waited
     assert error == "rank 1 did not come to a sum within 3 s"

@@ -158,6 +158,7 @@ def test_the_console_shows_a_rank_die_and_come_back_while_its_stream_goes_on(ser
         page.set_default_timeout(1000 * TIMEOUT_S)
         page.goto(server.url)
         page.wait_for_function("() => document.querySelector('[data-rank=\"1\"]')?.textContent.includes('ready')")
+        expect(page.locator("[data-rank='1']")).to_contain_text("3 heads")  # of the model's 9
         page.locator("#endpoint").select_option("/v1/completions")
         page.locator("#prompt").fill(STORY)
         page.locator("summary").click()

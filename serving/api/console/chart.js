@@ -1,5 +1,6 @@
 // A small chart of one or two lines over the last minutes: a figure with words, and an SVG that only draws.
 
+import { make } from "./dom.js";
 import { SPAN_MS } from "./history.js";
 import { svg } from "./svg.js";
 
@@ -9,23 +10,16 @@ const HEIGHT = 72;
 export class Chart {
   // series: [{ field, name }]; format: a value in words; floor: the least top of the scale.
   constructor(parent, { id, title, series, format, floor }) {
-    Object.assign(this, { title, series, format, floor });
-    const figure = document.createElement("figure");
-    this.caption = document.createElement("figcaption");
-    this.value = document.createElement("output");
-    this.value.setAttribute("aria-live", "off");
-    this.caption.append(title, this.value);
-    this.heading = svg("title", { id: `${id}-title` }, title);
+    Object.assign(this, { series, format, floor });
+    this.value = make("output", { ariaLive: "off" });
     this.text = svg("desc", { id: `${id}-text` });
     this.lines = svg("g");
-    this.drawing = svg("svg", {
+    const drawing = svg("svg", {
       role: "img", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", class: "chart",
       "aria-labelledby": `${id}-title ${id}-text`,
-    }, this.heading, this.text, svg("path", { class: "base", d: `M0 ${HEIGHT - 0.5}H${WIDTH}` }), this.lines);
-    this.scale = document.createElement("span");
-    this.scale.className = "scale";
-    figure.append(this.caption, this.drawing, this.scale);
-    parent.append(figure);
+    }, svg("title", { id: `${id}-title` }, title), this.text, svg("path", { class: "base", d: `M0 ${HEIGHT - 0.5}H${WIDTH}` }), this.lines);
+    this.scale = make("span", { className: "scale" });
+    parent.append(make("figure", {}, make("figcaption", {}, title, this.value), drawing, this.scale));
   }
 
   show(points, now) {

@@ -3,7 +3,7 @@
 import { make } from "./dom.js";
 
 const whole = (text) => Number.parseInt(text, 10);
-const whole_list = (text) => text.split(/[\s,]+/).filter(Boolean).map(whole);
+const wholeList = (text) => text.split(/[\s,]+/).filter(Boolean).map(whole);
 const lines = (text) => text.split("\n").filter(Boolean);
 
 const NUMBER = { type: "number", step: "any" };
@@ -21,7 +21,7 @@ const FIELDS = [
   ["presence_penalty", { ...NUMBER, min: -2, max: 2 }, Number],
   ["frequency_penalty", { ...NUMBER, min: -2, max: 2 }, Number],
   ["stop", { rows: 2, placeholder: "one a line" }, lines],
-  ["stop_token_ids", { type: "text", placeholder: "2, 17" }, whole_list],
+  ["stop_token_ids", { type: "text", placeholder: "2, 17" }, wholeList],
   ["logit_bias", { type: "text", placeholder: '{"42": -5}' }, JSON.parse],
   ["timeout_s", { ...NUMBER, min: 0 }, Number],
   ["priority", WHOLE, whole],

@@ -6,10 +6,9 @@ const PLACE = "gangway.key";
 
 export class Refused extends Error {
   // An answer that is an error: its status, and the server's own sentence where it gave one.
-  constructor(status, message, param) {
+  constructor(status, message) {
     super(message);
     this.status = status;
-    this.param = param;
   }
 }
 
@@ -33,7 +32,7 @@ async function refusal(response) {
   const text = await response.text();
   try {
     const { error } = JSON.parse(text);
-    return new Refused(response.status, error.message, error.param);
+    return new Refused(response.status, error.message);
   } catch {  // what stands before the server answered, not the server
     return new Refused(response.status, `${response.status} ${text.trim().slice(0, 200)}`);
   }
