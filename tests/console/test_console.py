@@ -84,7 +84,7 @@ def test_an_answer_streams_and_comes_with_curl_and_python(page: Page, server: Se
 def test_what_is_copied_asks_the_same_elsewhere(page: Page, server: Server) -> None:
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.goto(server.url)
-    send(page, "It's 'one' <b>", max_tokens="5")
+    send(page, "It's the fisher's <b>", max_tokens="5")
     expect(page.locator("#told")).to_have_text("Done.")
     commands = {"curl": ["bash", "-c"], "python": [sys.executable, "-c"]}
     for name, command in commands.items():
