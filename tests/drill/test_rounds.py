@@ -57,7 +57,8 @@ async def test_a_request_that_ends_in_an_error_is_lost_whether_it_streams_or_not
 
 async def test_a_text_that_goes_on_otherwise_is_wrong_from_there_on(fake: FakeServer) -> None:
     fake.behaviour.garble_at_restart = True
-    report = await drill(plan(fake, "kill-rank0"))
+    # Of streams alone is it known that they have begun when the fault strikes.
+    report = await drill(replace(plan(fake, "kill-rank0"), streams=6, plain=0))
     assert report.rounds[0].lost == []
     assert sorted(one.prompt for one in report.rounds[0].wrong) == list(range(6))
     assert all(one.character > 0 for one in report.rounds[0].wrong)
