@@ -59,11 +59,12 @@ def batch(
         check_model_files(settings, all_here=embedded)
         rows = _open_input(source, output, settings, wanted, column, parameters)
         job = job_key(settings, rows, wanted)
-        if output.suffix == SUFFIX and output.exists() and not overwrite:
+        lines = output.with_name(f"{output.name}.lines") if output.suffix == SUFFIX else output
+        if lines != output and output.exists() and not overwrite:
             _require_own(output, job)
+            _remove(lines)
             typer.echo(f"{output} is complete; there is nothing left to do")
             return
-        lines = output.with_name(f"{output.name}.lines") if output.suffix == SUFFIX else output
         with open_ledger(lines, job, resume=resume, overwrite=overwrite) as ledger:
             if ledger is not None:
                 _run(settings, rows, ledger, output, address, folder, wanted, verbose=verbose)
@@ -71,8 +72,7 @@ def batch(
                 typer.echo(f"{output} is complete; there is nothing left to do")
             if isinstance(rows, ParquetSource) and lines != output:
                 join(rows, lines, output, job, columns_of(wanted))
-                lines.unlink()
-                lines.with_name(f"{lines.name}.progress").unlink()
+                _remove(lines)
 
 
 def _task(
@@ -111,6 +111,12 @@ def _open_input(
 def _require_own(output: Path, job: str) -> None:
     if not is_output_of(output, job):
         raise OperatorError(f"{output} exists, and is not what this job wrote; --overwrite replaces it")
+
+
+def _remove(lines: Path) -> None:
+    """The answers that a Parquet output was joined from. A kill may have left them, or the checkpoint alone."""
+    lines.unlink(missing_ok=True)
+    lines.with_name(f"{lines.name}.progress").unlink(missing_ok=True)
 
 
 def _run(

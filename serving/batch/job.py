@@ -18,7 +18,7 @@ Ask = Callable[[str, bytes], Awaitable[tuple[int, bytes]]]
 """Path and body of a request to the status and body of its answer."""
 
 READ_AT_ONCE = 32
-"""Rows read in one go, in a thread: the input may be far away."""
+"""Most rows read in one go, in a thread: the input may be far away. A quarter of a window that is small."""
 SAVE_INTERVAL_S = 1.0
 """Between two checkpoints. What a kill costs is that much again, and the rows under way."""
 RETRY_S = 0.25
@@ -53,8 +53,9 @@ class Job:
 
     async def _fill(self) -> bool:
         """Ask ahead as far as the window goes; whether any row is left to write."""
-        while not self._exhausted and len(self._under_way) + READ_AT_ONCE <= max(self._window, READ_AT_ONCE):
-            rows = await asyncio.to_thread(lambda: list(islice(self._rows, READ_AT_ONCE)))
+        count = min(READ_AT_ONCE, max(1, self._window // 4))
+        while not self._exhausted and len(self._under_way) + count <= self._window:
+            rows = await asyncio.to_thread(lambda: list(islice(self._rows, count)))
             self._exhausted = not rows
             self._under_way.extend((row, asyncio.create_task(self._answer(row))) for row in rows)
         return bool(self._under_way)

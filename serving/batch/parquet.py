@@ -144,7 +144,8 @@ def _answer(line: bytes) -> dict[str, Any]:
 def _opened(address: str) -> Iterator[pq.ParquetFile]:
     try:
         system, path = fsspec.core.url_to_fs(address)
-        with system.open(path, "rb") as stream, pq.ParquetFile(stream) as file:
+        # Without pre_buffer=False the first batch would wait until all row groups are in memory.
+        with system.open(path, "rb") as stream, pq.ParquetFile(stream, pre_buffer=False) as file:
             yield file
     except (pa.ArrowException, OSError, ValueError, ImportError) as error:
         raise OperatorError(f"cannot read {address}: {error}") from error

@@ -28,6 +28,8 @@ class Row:
     data: bytes
     end: int
     """Where the next row begins in the input, in bytes."""
+    cut: bool = False
+    """The line is longer than a request may be, and its end was not kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,8 @@ class Call:
 
 def read_row(row: Row, task: Task = GENERATE) -> Call:
     """What a line asks for. Native, `{"inputs", "parameters"}`, unless it has OpenAI's `custom_id` or `body`."""
+    if row.cut:
+        return Call(row.number, "", b"", refusal="the line is longer than http.max_body_bytes")
     try:
         tree = msgspec.json.decode(row.data)
     except msgspec.DecodeError as error:

@@ -26,7 +26,7 @@ class Source:
     version: str
     """Changes when the content does, as far as the file system tells."""
     max_line_bytes: int
-    """Of a longer line only that much is kept, and one byte more: its row will be refused."""
+    """Of a longer line only that much is kept, and one byte more: its row is refused."""
 
     def rows(self, number: int, offset: int) -> Iterator[Row]:
         """The rows from byte `offset` on, where row `number` begins. Raises `OperatorError`."""
@@ -35,7 +35,7 @@ class Source:
                 stream.seek(offset)
                 for data, end in self._lines(stream, offset):
                     if data.strip():
-                        yield Row(number, data, end)
+                        yield Row(number, data, end, cut=len(data) > self.max_line_bytes)
                         number += 1
         except OSError as error:
             raise OperatorError(f"cannot read {self.address}: {error}") from error

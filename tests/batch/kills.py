@@ -119,7 +119,7 @@ def main(arguments: Sequence[str]) -> int:
         expected = undisturbed(source, Path(folder) / "expected.jsonl")
         print(f"undisturbed: {len(expected.splitlines())} rows, {len(expected)} bytes", flush=True)
         for round_ in range(options.times):
-            victim, row = VICTIMS[round_ % len(VICTIMS)], random.randrange(options.rows // 2)
+            victim, row = VICTIMS[round_ % len(VICTIMS)], random.randrange(1, options.rows // 2)
             began = time.monotonic()
             same = disturbed(source, Path(folder) / f"{round_}.jsonl", [(victim, row)]) == expected
             verdict = "the same bytes" if same else "OTHER BYTES"

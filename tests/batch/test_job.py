@@ -48,11 +48,11 @@ class Bench:
         self.service = Service(self.config, tokenizer, group)
         self.app = application(self.service, self.config)
 
-    async def run(self, output: Path, ask: Ask | None = None, task: Task = GENERATE) -> bytes:
+    async def run(self, output: Path, ask: Ask | None = None, task: Task = GENERATE, window: int = WINDOW) -> bytes:
         with open_ledger(output, "a", resume=False, overwrite=False) as ledger:
             assert ledger is not None
             rows = self.source.rows(ledger.progress.rows, ledger.progress.offset)
-            await Job(rows, ask or self.app.post, ledger, WINDOW, task).run()
+            await Job(rows, ask or self.app.post, ledger, window, task).run()
         return await asyncio.to_thread(output.read_bytes)
 
 
@@ -123,6 +123,26 @@ async def test_no_more_rows_are_asked_ahead_than_the_window_holds(bench: Bench, 
 
     await bench.run(tmp_path / "other.jsonl", ask)
     assert most <= WINDOW
+
+
+@pytest.mark.parametrize(("window", "after_two"), [(1, 2), (8, 10)])
+async def test_a_small_window_is_kept_full(bench: Bench, tmp_path: Path, window: int, after_two: int) -> None:
+    bench.source = open_source(_plain(tmp_path / "plain.jsonl"), 1 << 20)
+    asked: list[asyncio.Event] = []
+
+    async def ask(path: str, body: bytes) -> tuple[int, bytes]:
+        mine = asyncio.Event()
+        asked.append(mine)
+        await mine.wait()
+        return await bench.app.post(path, body)
+
+    job = asyncio.create_task(bench.run(tmp_path / "other.jsonl", ask, window=window))
+    await until(lambda: len(asked) == window)
+    for answered in asked[:2]:
+        answered.set()
+    await until(lambda: len(asked) == after_two)
+    job.cancel()
+    await asyncio.gather(job, return_exceptions=True)
 
 
 async def test_rows_to_embed_get_their_vectors_and_a_wrong_one_its_sentence(bench: Bench, tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """Parquet in and out, without a group."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import pytest
@@ -28,6 +30,16 @@ def test_a_column_of_prompts_becomes_rows(table: Path) -> None:
     rows = list(open_parquet(str(table), "ask", '{"max_tokens": 3}').rows(0, 0))
     assert len(rows) == ROWS
     assert json.loads(rows[5].data) == {"inputs": "row 5", "parameters": {"max_tokens": 3}}
+
+
+def test_the_first_row_is_there_before_the_file_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "in.parquet"
+    prompts = [os.urandom(5_000).hex() for _ in range(2_000)]
+    pq.write_table(pa.table({"ask": prompts}), path, row_group_size=100, compression="none", use_dictionary=False)
+    source, process = open_parquet(str(path), "ask", None), psutil.Process()
+    before = process.io_counters().read_chars
+    assert json.loads(next(source.rows(0, 0)).data)["inputs"] == prompts[0]
+    assert process.io_counters().read_chars - before < path.stat().st_size / 2
 
 
 def test_a_column_of_chats_becomes_rows(table: Path) -> None:

@@ -23,6 +23,11 @@ def test_a_native_row_without_a_seed_gets_one_from_its_number() -> None:
     assert row_seed(3) != row_seed(4)
 
 
+def test_a_line_whose_end_was_not_kept_is_said_to_be_too_long() -> None:
+    cut = read_row(Row(3, b'{"inputs": "a', 0, cut=True))
+    assert written(cut, 400, json.loads(cut.refused().line))["error"]["message"].endswith("http.max_body_bytes")
+
+
 @pytest.mark.parametrize("seed", [0, 5, -1])
 def test_a_seed_that_is_given_stays(seed: int) -> None:
     assert json.loads(call({"inputs": "a", "parameters": {"seed": seed}}).body)["parameters"] == {"seed": seed}

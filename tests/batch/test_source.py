@@ -28,7 +28,7 @@ def test_of_a_line_that_is_too_long_the_rest_is_passed_over(tmp_path: Path) -> N
     path = tmp_path / "in.jsonl"
     path.write_bytes(b"x" * 3_000_000 + b"\nshort\n" + b"y" * 50)
     rows = list(open_source(str(path), 10).rows(0, 0))
-    assert [row.data for row in rows] == [b"x" * 11, b"short", b"y" * 11]
+    assert [(row.data, row.cut) for row in rows] == [(b"x" * 11, True), (b"short", False), (b"y" * 11, True)]
     assert rows[0].end == 3_000_001
     assert rows[-1].end == path.stat().st_size
 
