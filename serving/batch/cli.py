@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from serving.batch.identity import batch_config, job_key
 from serving.batch.ledger import Ledger, open_ledger
 from serving.batch.parquet import (
     SUFFIX,
@@ -53,8 +54,6 @@ def batch(
     settings = absolute_paths(load_config(config, overrides))
     embedded = cluster_address(address) is None
     with ray_environment(embedded=embedded) as folder:
-        from serving.batch.launch import batch_config, job_key
-
         settings = batch_config(settings)
         check_model_files(settings, all_here=embedded)
         rows = _open_input(source, output, settings, wanted, column, parameters)

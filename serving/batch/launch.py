@@ -6,25 +6,23 @@ command, however that ends.
 """
 
 import asyncio
-import hashlib
 import signal
 import uuid
 from contextlib import suppress
-from dataclasses import asdict
 from typing import Any
 
-import msgspec
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError
 
 from serving.batch.display import BatchDisplay, Meter
+from serving.batch.identity import MAX_SEQUENCES
 from serving.batch.inside import application
 from serving.batch.job import Job
 from serving.batch.ledger import Ledger
 from serving.batch.parquet import ParquetSource
 from serving.batch.rows import Task
 from serving.batch.source import Source
-from serving.config import Config, SecurityConfig
+from serving.config import Config
 from serving.errors import GroupFailed, OperatorError
 from serving.gateway.service import Service
 from serving.gateway.tokenizer import Tokenizer
@@ -36,27 +34,10 @@ from serving.runtime.supervisor import find_supervisor, start_supervisor
 LOOK_S = 0.5
 ROWS_PER_PLACE = 4
 """Rows asked ahead for each that the scheduler computes together."""
-MAX_SEQUENCES = 800
-"""Most sequences under way: they must all fit the link at once when the group comes back."""
 
 
 class Interrupted(Exception):
     """Ctrl-C or SIGTERM: what is written counts, and the same command goes on."""
-
-
-def batch_config(config: Config) -> Config:
-    """The configuration of a job: a group of its own beside one that serves, no keys, and a queue for the window."""
-    waiting = max(64, MAX_SEQUENCES - config.engine.max_running)
-    http = config.http.model_copy(update={"max_waiting": waiting})
-    name = f"{config.name[:34]}-batch"
-    return config.model_copy(update={"name": name, "http": http, "security": SecurityConfig()})
-
-
-def job_key(config: Config, source: Source | ParquetSource, task: Task) -> str:
-    """Stands for all that the output depends on: the input, the model, and how it computes."""
-    model = config.model.model_dump(mode="json", exclude={"shard_cache"})
-    facts = [asdict(source), asdict(task), model, config.http.max_inputs]
-    return hashlib.blake2b(msgspec.json.encode(facts, order="sorted"), digest_size=16).hexdigest()
 
 
 class BatchGroup:

@@ -1,0 +1,29 @@
+"""What a job runs with, and what its output depends on. Without Ray: it is known before a cluster is."""
+
+import hashlib
+from dataclasses import asdict
+
+import msgspec
+
+from serving.batch.parquet import ParquetSource
+from serving.batch.rows import Task
+from serving.batch.source import Source
+from serving.config import Config, SecurityConfig
+
+MAX_SEQUENCES = 800
+"""Most sequences under way: they must all fit the link at once when the group comes back."""
+
+
+def batch_config(config: Config) -> Config:
+    """The configuration of a job: a group of its own beside one that serves, no keys, and a queue for the window."""
+    waiting = max(64, MAX_SEQUENCES - config.engine.max_running)
+    http = config.http.model_copy(update={"max_waiting": waiting})
+    name = f"{config.name[:34]}-batch"
+    return config.model_copy(update={"name": name, "http": http, "security": SecurityConfig()})
+
+
+def job_key(config: Config, source: Source | ParquetSource, task: Task) -> str:
+    """Stands for all that the output depends on: the input, the model, and how it computes."""
+    model = config.model.model_dump(mode="json", exclude={"shard_cache"})
+    facts = [asdict(source), asdict(task), model, config.http.max_inputs]
+    return hashlib.blake2b(msgspec.json.encode(facts, order="sorted"), digest_size=16).hexdigest()

@@ -1,0 +1,51 @@
+"""`gangway batch` where a Parquet output lies already: decided before any group is formed."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
+import pytest
+
+from serving.batch.identity import batch_config, job_key
+from serving.batch.parquet import ANSWERS, join, open_parquet
+from serving.batch.rows import GENERATE
+from serving.config import load_config
+from serving.runtime.preflight import absolute_paths
+from tests.e2e.server import CONFIG, MODEL
+from tests.test_cli import gangway, one_sentence
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path, Path]:
+    """An input of one row, the output to be, and what a kill may leave beside it."""
+    pq.write_table(pa.table({"ask": ["a"]}), tmp_path / "in.parquet")
+    lines = tmp_path / "out.parquet.lines"
+    lines.write_text(json.dumps({"error": {"message": "too long"}}) + "\n")
+    lines.with_name("out.parquet.lines.progress").write_text("{}")
+    return tmp_path / "in.parquet", tmp_path / "out.parquet", lines
+
+
+def test_of_a_finished_output_nothing_is_done_anew_and_nothing_is_left_beside_it(
+    files: tuple[Path, Path, Path],
+) -> None:
+    source, output, lines = files
+    settings = batch_config(absolute_paths(load_config(CONFIG, [f"model.path={MODEL}"])))
+    rows = open_parquet(str(source), "ask", None)
+    join(rows, lines, output, job_key(settings, rows, GENERATE), ANSWERS)
+    content = output.read_bytes()
+    done = gangway("batch", CONFIG, source, output, "--column", "ask", "--set", f"model.path={MODEL}")
+    assert done.returncode == 0, done
+    assert "is complete; there is nothing left to do" in done.stdout
+    assert {path.name for path in output.parent.iterdir()} == {source.name, output.name}
+    assert output.read_bytes() == content
+
+
+def test_another_jobs_output_is_not_touched_nor_what_lies_beside_it(files: tuple[Path, Path, Path]) -> None:
+    source, output, lines = files
+    pq.write_table(pa.table({"b": [1]}), output)
+    content = output.read_bytes()
+    done = gangway("batch", CONFIG, source, output, "--column", "ask", "--set", f"model.path={MODEL}")
+    assert "is not what this job wrote; --overwrite replaces it" in one_sentence(done, 1)
+    assert output.read_bytes() == content
+    assert lines.exists()
