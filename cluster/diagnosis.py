@@ -217,6 +217,7 @@ def stuck_before_head(snapshot: Snapshot) -> ClusterError | None:
 
 
 FAILED = Row(job_failed)
+LOST = Row(pods_lost)
 TABLE = (
     Row(spec_rejected),
     Row(operator_absent, patience_s=30.0),
@@ -227,7 +228,7 @@ TABLE = (
     Row(mount_failed),
     Row(crashed),
     FAILED,
-    Row(pods_lost),
+    LOST,
     Row(unplaced, patience_s=3.0),
     Row(stuck_before_head, patience_s=120.0),
 )

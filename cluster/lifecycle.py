@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from cluster.changes import Alteration, alteration
 from cluster.client import Client
-from cluster.diagnosis import FAILED, TABLE, Row, blocked_deletion, findings, hang
+from cluster.diagnosis import FAILED, LOST, TABLE, Row, blocked_deletion, findings, hang
 from cluster.drain import drain
 from cluster.errors import ClusterError, ConflictError, PlatformError, RoomError, WaitTimeout
 from cluster.kinds import (
@@ -100,9 +100,10 @@ class Lifecycle:
     def wait_ended(self) -> None:
         """Print how the job stands until it has ended well. Raises as `up` does, and when it has failed or is gone.
 
-        Once it runs, only its own failure ends the wait: pods that are lost are made anew, and so is the job until that
-        was too often.
+        Pods that are lost are made anew, and so is the job until that was too often: once it runs, only its own failure
+        ends the wait.
         """
+        coming = [row for row in TABLE if row is not LOST]
         observer, told, begun = Observer(self.client, self.gang), "", False
         while True:
             snapshot = observer.look()
@@ -117,7 +118,7 @@ class Lifecycle:
                 self.say(line)
                 told = line
             begun = begun or job.get("jobStatus") == "RUNNING"
-            self._fail_on_finding(snapshot, (FAILED,) if begun else TABLE)
+            self._fail_on_finding(snapshot, [FAILED] if begun else coming)
             self.wait(POLL_S)
 
     def compare(self, documents: Sequence[Manifest], *, force: bool = False) -> list[Alteration]:

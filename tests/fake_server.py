@@ -9,6 +9,7 @@ import json
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -27,7 +28,10 @@ PACE_S = 0.005
 
 def spawn(title: str = TITLE) -> subprocess.Popen[bytes]:
     """A process of that name that sleeps."""
-    return subprocess.Popen([title, "600"], executable="/bin/sleep")
+    process = subprocess.Popen([title, "600"], executable="/bin/sleep")
+    while not psutil.Process(process.pid).cmdline():  # the kernel lets go of the parent just before it sets the name
+        time.sleep(0.001)
+    return process
 
 
 @dataclass

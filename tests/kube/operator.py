@@ -119,9 +119,9 @@ class Operator:
         """The command has ended otherwise, within the backoffLimit: KubeRay begins anew, with pods of its own."""
         job = self.store.get(JOBS, name, namespace)
         head = next(iter(self.store.select("pods", namespace)))
+        self._job_status(job, jobDeploymentStatus="Retrying", jobStatus="FAILED", failed=1)
         add_event(self.store, self.clock, head, "DeletedHeadPod", "the job is tried again")
         self.store.delete(CLUSTERS, job["status"]["rayClusterName"], namespace)
-        self._job_status(job, jobDeploymentStatus="Retrying", jobStatus="FAILED", failed=1)
 
     def fail_job(self, name: str, namespace: str, *, reason: str, message: str) -> None:
         """The job itself ended: its driver exited, or nobody answered its dashboard."""

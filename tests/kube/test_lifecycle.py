@@ -11,6 +11,7 @@ from cluster.names import MANAGED_BY, MANAGER
 from cluster.refusals import Conflict, Denied
 from tests.kube.run import WANTED, Run
 from tests.kube.samples import gang
+from tests.kube.scene import add_event
 
 Object = dict[str, Any]
 
@@ -89,7 +90,8 @@ def test_a_job_that_fails_is_told_with_its_reason(run: Callable[..., Run]) -> No
     assert scene.lines[-1].startswith("ready")
 
 
-def test_a_wait_for_a_jobs_end_outlasts_a_lost_node_while_the_job_runs(run: Callable[..., Run]) -> None:
+@pytest.mark.parametrize("runs", [False, True])
+def test_a_wait_for_a_jobs_end_outlasts_a_preempted_pod(run: Callable[..., Run], runs: bool) -> None:
     scene = run()
     scene.world.add_nodes("a", "b", "c")
     scene.lifecycle.create(gang())
@@ -99,8 +101,11 @@ def test_a_wait_for_a_jobs_end_outlasts_a_lost_node_while_the_job_runs(run: Call
         scene.world.step()
         (job,) = scene.world.store.select("rayjobs.ray.io")
         assert scene.world.operator
-        if job.get("status", {}).get("jobStatus") == "RUNNING" and not lost:
-            scene.world.lose_node("b")
+        begun = job.get("status", {}).get("jobStatus") == "RUNNING"
+        placed = [pod for pod in scene.world.pods() if pod["spec"].get("nodeName") == "b"]
+        if placed and begun == runs and not lost:
+            add_event(scene.world.store, scene.world.clock, placed[0], "Preempted", "by a pod of higher priority")
+            scene.world.store.delete("pods", placed[0]["metadata"]["name"], "default")
             lost.append(scene.world.clock.now)
         elif lost and scene.world.clock.now > lost[0] + 30:
             scene.world.operator.finish_job("llama", "default")
