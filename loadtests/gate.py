@@ -24,11 +24,13 @@ class Rule(BaseModel):
     rows: str
     at_most: dict[str, float] = {}
     at_least: dict[str, float] = {}
+    optional: bool = False
+    """Nothing to measure is no breach."""
 
     def breaches(self, table: list[Row]) -> Iterator[str]:
-        """A sentence for each. A pattern without a row is one: nothing was measured."""
+        """A sentence for each. A pattern without a row is one, unless it is optional: nothing was measured."""
         matching = [row for row in table if fnmatchcase(label(row), self.rows)]
-        if not matching:
+        if not matching and not self.optional:
             yield f"no row {self.rows!r} was measured."
         for row in matching:
             for name, bound in self.at_most.items():

@@ -12,7 +12,8 @@ which they connect. On one machine `--processes 4` does the same.
 
 from typing import Any
 
-from locust import User, events
+import gevent  # type: ignore[import-untyped]
+from locust import User, events, stats
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 
@@ -50,6 +51,12 @@ def count_crash(user_instance: User, exception: Exception, **_: Any) -> None:
     """A user that could not go on is a failure in the statistics too, where a gate sees it."""
     row = {"request_type": "total", "name": "user", "response_time": None, "response_length": 0}
     user_instance.environment.events.request.fire(**row, exception=exception, context={})
+
+
+@events.quitting.add_listener  # type: ignore[untyped-decorator]
+def let_write(**_: Any) -> None:
+    """Locust rewrites its CSV every second, and not at the end: without this a gate would not see the last requests."""
+    gevent.sleep(2 * stats.CSV_STATS_INTERVAL_SEC)
 
 
 def tags_of(user: type[User]) -> set[str]:

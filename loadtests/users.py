@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from gevent.pool import Group  # type: ignore[import-untyped]
-from locust import User, tag, task
+from locust import User, events, tag, task
 
 from loadtests.client import Client
 from loadtests.prompts import WRITERS, Ask, Author
@@ -21,6 +21,12 @@ USERS_PER_WORKER = 100_000
 """So many numbers each worker gives out before it would give another's."""
 
 numbers: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
+
+
+@events.test_start.add_listener  # type: ignore[untyped-decorator]
+def count_anew(**_: object) -> None:
+    """A test that is started again from Locust's page sends the same prompts again."""
+    numbers.clear()
 
 
 class Person(User):

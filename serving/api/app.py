@@ -32,6 +32,7 @@ def create_app(service: Service, config: Config, ip: str = "127.0.0.1") -> Starl
     """
     preparer = Preparer(config, service.tokenizer)
     openai, pages = OpenAI(service, preparer, config), StatusPages(service, config, ip)
+    metrics = Metrics(service)
     routes = [
         Route("/predict", Predict(service, preparer, config).predict, methods=["POST"]),
         Route("/v1/completions", openai.completions, methods=["POST"]),
@@ -42,11 +43,11 @@ def create_app(service: Service, config: Config, ip: str = "127.0.0.1") -> Starl
         Route("/healthz", pages.healthz),
         Route("/readyz", pages.readyz),
         Route("/v1/status", pages.status),
-        Route("/metrics", Metrics(service).page),
+        Route("/metrics", metrics.page),
         Route("/openapi.json", _OpenApi(config).page),
         *static_routes(),
     ]
-    middleware = [Middleware(ErrorBoundary)]
+    middleware = [Middleware(ErrorBoundary, answered=metrics.answered)]
     if config.observe.otlp_endpoint is not None:
         middleware.insert(0, trace_to(config.observe.otlp_endpoint, service))
     security = config.security

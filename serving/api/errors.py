@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Callable
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -83,8 +84,10 @@ async def hand_on(request: Request, error: Exception) -> Response:
 class ErrorBoundary:
     """ASGI middleware around everything."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, answered: Callable[[int, ErrorDetail], None] | None = None) -> None:
+        """`answered`: told the status and the body of each error that a client is answered."""
         self._app = app
+        self._answered = answered
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -103,17 +106,20 @@ class ErrorBoundary:
         except ClientGone:
             log.debug("%s: the client went away", scope["path"])
         except Exception as error:
-            await _respond(error, begun, scope, receive, send)
+            await self._respond(error, begun, scope, receive, send)
 
-
-async def _respond(error: Exception, begun: list[Message], scope: Scope, receive: Receive, send: Send) -> None:
-    status, headers, answer = translate(error)
-    if status == 500:
-        log.exception("%s failed", scope["path"], exc_info=error)
-    body = msgspec.json.encode(answer)
-    if not begun:
-        await Response(body, status, headers, "application/json")(scope, receive, send)
-    elif (b"content-type", b"text/event-stream; charset=utf-8") in begun[0]["headers"]:
-        await send({"type": "http.response.body", "body": b"data: " + body + b"\n\n", "more_body": False})
-    else:
-        raise error
+    async def _respond(
+        self, error: Exception, begun: list[Message], scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        status, headers, answer = translate(error)
+        if status == 500:
+            log.exception("%s failed", scope["path"], exc_info=error)
+        if self._answered is not None:
+            self._answered(status, answer.error)
+        body = msgspec.json.encode(answer)
+        if not begun:
+            await Response(body, status, headers, "application/json")(scope, receive, send)
+        elif (b"content-type", b"text/event-stream; charset=utf-8") in begun[0]["headers"]:
+            await send({"type": "http.response.body", "body": b"data: " + body + b"\n\n", "more_body": False})
+        else:
+            raise error

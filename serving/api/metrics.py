@@ -9,6 +9,7 @@ from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import Response
 
+from serving.api.answers import ErrorDetail
 from serving.gateway.generation import Choice, Generation
 from serving.gateway.journal import State
 from serving.gateway.service import Observer, Service
@@ -40,6 +41,12 @@ class Metrics(Observer):
         )
         self._request = self._histogram("request_seconds", "From acceptance to the end.", _REQUEST_BUCKETS)
         self._outcomes = Counter("requests", "Requests by how they ended.", ["outcome"], registry=self.registry)
+        self._errors = Counter(
+            "http_errors",
+            "Errors answered, also to what was never a request.",
+            ["status", "code"],
+            registry=self.registry,
+        )
         self._prompt_tokens = Counter("prompt_tokens", "Prompt tokens accepted.", registry=self.registry)
         self._generation_tokens = Counter("generation_tokens", "Tokens handed on.", registry=self.registry)
         self.registry.register(_GroupCollector(service))
@@ -62,6 +69,10 @@ class Metrics(Observer):
         self._request.observe(seconds)
         self._outcomes.labels(outcome).inc()
         self._prompt_tokens.inc(sum(len(prompt.tokens) for prompt in generation.request.prompts))
+
+    def answered(self, status: int, error: ErrorDetail) -> None:
+        """An error went to a client; what has no code of its own is counted under its type."""
+        self._errors.labels(str(status), error.code or error.type).inc()
 
     async def page(self, _request: Request) -> Response:
         """`GET /metrics`."""

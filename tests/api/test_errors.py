@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from starlette.types import Message, Receive, Scope, Send
 
 from serving.api.errors import ErrorBoundary, translate
@@ -135,6 +136,26 @@ async def test_a_full_queue_is_429_and_says_when_to_come_back(group: FakeGroup) 
         assert int(response.headers["retry-after"]) >= 1
         group.behaviour.max_emitted = 1
         assert (await first).status_code == 200
+
+
+async def test_every_error_is_counted_by_its_status_and_code(client: httpx.AsyncClient, group: FakeGroup) -> None:
+    await client.post("/predict", json={"inputs": ""})
+    await client.get("/nope")
+    await client.get("/nope")
+    await client.get("/predict")
+    group.behaviour.max_emitted = 2
+    body = {"inputs": "x", "parameters": {"timeout_s": 0.2}, "stream": True}
+    assert (await client.post("/predict", json=body)).status_code == 200
+    page = (await client.get("/metrics")).text
+    families = {family.name: family.samples for family in text_string_to_metric_families(page)}
+    assert {
+        (row.labels["status"], row.labels["code"]): row.value for row in families["http_errors"] if "total" in row.name
+    } == {
+        ("400", "invalid_request_error"): 1,
+        ("404", "route_not_found"): 2,
+        ("405", "invalid_request_error"): 1,
+        ("504", "deadline_exceeded"): 1,
+    }
 
 
 async def test_a_deadline_in_the_queue_is_408_and_later_504(client: httpx.AsyncClient, group: FakeGroup) -> None:

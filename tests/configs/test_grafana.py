@@ -27,6 +27,7 @@ CONTRACT = {
     "requests_running": "gauge",
     "requests_waiting": "gauge",
     "group_restarts": "counter",
+    "http_errors": "counter",
 }
 """Names that others rely on, and their kinds; the parser takes a counter's `_total` off."""
 FROM_THE_SCRAPE = {"instance", "job"}
@@ -81,6 +82,7 @@ def group() -> Iterator[FakeGroup]:
 async def scrape(group: FakeGroup) -> str:
     async with serving(group, make_config()) as (client, _):
         await client.post("/predict", json={"inputs": "one two", "raw": True, "parameters": {"max_tokens": 6}})
+        await client.post("/predict", json={})
         return (await client.get("/metrics")).text
 
 
@@ -134,7 +136,7 @@ def test_no_two_panels_lie_on_one_another() -> None:
 
 
 def test_every_alert_says_what_is_wrong_and_how_bad() -> None:
-    assert {"GangwayNotReady", "GangwayRestarts", "GangwayQueueGrows", "GangwaySlowTokens"} <= {
+    assert {"GangwayNotReady", "GangwayRestarts", "GangwayQueueGrows", "GangwayRefuses", "GangwaySlowTokens"} <= {
         rule["alert"] for rule in rules()
     }
     for rule in rules():

@@ -59,3 +59,8 @@ def test_rules_that_cannot_be_used_are_wrong_usage(
 
 def test_a_missing_file_is_wrong_usage(tmp_path: Path) -> None:
     assert gate.main([str(tmp_path / "gate.yaml"), str(tmp_path / "load_stats.csv")]) == 2
+
+
+def test_a_row_that_need_not_be_measured_is_still_held_when_it_is(stats: Path) -> None:
+    assert judge(stats, "[{rows: 'TTFT wrong', at_most: {'50%': 1}, optional: true}]") == 0
+    assert judge(stats, "[{rows: 'TTFT chat', at_most: {'50%': 1}, optional: true}]") == 1
