@@ -16,6 +16,7 @@ DURATION := 60s
 TAGS   :=
 SHAPE  :=
 SEED   := 0
+LOAD   :=
 GATE   := loadtests/gate.yaml
 RESULTS := loadtests/results/load
 STAMP  := $(VENV)/.complete
@@ -37,12 +38,12 @@ drill: env model
 	$(BIN)/gangway drill --url http://127.0.0.1:$(DRILL_PORT) --wait 300 $(DRILL)
 
 # make load USERS=20 DURATION=5m TAGS='chat documents' SHAPE=burst; shapes are loadtests/shapes/*.py.
-# The search for saturation: make load SHAPE=saturation TAGS=open DURATION=10m
+# The search for saturation: make load SHAPE=saturation TAGS=open DURATION=10m LOAD='--step-rate 4 --max-rate 40'
 load: env
 	mkdir -p $(dir $(RESULTS))
 	$(BIN)/python -m locust -f loadtests/locustfile.py$(SHAPE:%=,loadtests/shapes/%.py) --headless --only-summary \
 	  --host $(URL) --users $(USERS) --spawn-rate $(USERS) --run-time $(DURATION) --stop-timeout 60 --seed $(SEED) \
-	  $(if $(TAGS),--tags $(TAGS)) --csv $(RESULTS) --csv-full-history --html $(RESULTS).html --exit-code-on-error 0
+	  $(if $(TAGS),--tags $(TAGS)) $(LOAD) --csv $(RESULTS) --csv-full-history --html $(RESULTS).html --exit-code-on-error 0
 	$(BIN)/python -m loadtests.plot $(RESULTS)_stats_history.csv $(RESULTS).svg
 	$(BIN)/python -m loadtests.gate $(GATE) $(RESULTS)_stats.csv
 

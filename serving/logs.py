@@ -66,7 +66,7 @@ class ReadableLines(_Discreet):
 
 
 class JsonLines(_Discreet):
-    """One object a line: time, level, logger, message, place, rank, and request_id where there is one."""
+    """One object a line, always of the same keys; rank and request_id are null outside of one."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields: dict[str, object] = {
@@ -76,9 +76,8 @@ class JsonLines(_Discreet):
             "message": self.message(record),
             "place": self.place,
             "rank": self.rank,
+            "request_id": request_id.get(),
         }
-        if (id_ := request_id.get()) is not None:
-            fields["request_id"] = id_
         return json.dumps(fields)
 
 

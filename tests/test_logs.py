@@ -18,6 +18,7 @@ from tests.fake_engine import FakeGroup, fake_group, until
 from tests.gateway.conftest import make_config
 
 PROMPT = "the plum pudding recipe"
+KEYS = {"time", "level", "logger", "message", "place", "rank", "request_id"}
 KEY, WRONG_KEY = "sk-right-and-secret", "sk-wrong-and-secret"
 
 
@@ -80,7 +81,7 @@ async def test_each_line_is_json_with_its_request_and_neither_prompt_nor_key_is_
     set_up("gateway", as_json=True, stream=log)
     answered = await ask_in_every_way(group, keys, monkeypatch)
     lines = [json.loads(line) for line in log.getvalue().splitlines()]
-    assert all({"time", "level", "logger", "message", "place", "rank"} <= set(line) for line in lines)
+    assert all(set(line) == KEYS for line in lines)
     ends = {line["request_id"]: line["message"] for line in lines if line["logger"] == "serving.gateway.service"}
     assert all(ends[id_].startswith("completed after") for id_ in answered)
     assert [message.split()[0] for message in ends.values()] == ["completed", "InvalidRequest", "completed"]
