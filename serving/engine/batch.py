@@ -38,6 +38,8 @@ class Batch:
     """The rows behind the decodes, in order."""
     sampled: Tensor
     """int64 [S], indices into T of the tokens whose successor is drawn."""
+    wanted: Tensor | None = None
+    """int64 [W], indices into T, ascending, of the tokens whose last hidden state is looked at; None: of all."""
 
 
 def build_batch(mirror: Mirror, rows: Sequence[Row], block_size: int, device: torch.device) -> Batch:
@@ -57,6 +59,7 @@ def build_batch(mirror: Mirror, rows: Sequence[Row], block_size: int, device: to
     def move(array: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(array).to(device, non_blocking=True)
 
+    sampled = move(ends[[row.samples for row in rows]] - 1)
     return Batch(
         input_ids=move(np.array(ids, dtype=np.int64)),
         positions=move(positions),
@@ -67,7 +70,8 @@ def build_batch(mirror: Mirror, rows: Sequence[Row], block_size: int, device: to
         longest=max(row.start + row.count for row in rows),
         longest_decode=max((row.start + 1 for row in rows[:decodes]), default=0),
         chunks=rows[decodes:],
-        sampled=move(ends[[row.samples for row in rows]] - 1),
+        sampled=sampled,
+        wanted=None if len(sampled) == len(ids) or any(row.pooled for row in rows) else sampled,
     )
 
 

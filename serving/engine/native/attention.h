@@ -25,6 +25,8 @@ struct Step {
   float* scores;               // [threads][kQueries][scores_stride], a multiple of 16 and at least the longest length
   i64 scores_stride;
   i64 threads;
+  const int64_t* wanted;       // ascending: the rows whose result of the last layer is looked at
+  i64 wanted_rows;             // -1: all
 };
 
 // A rank's cache of one layer. Keys lie as vectors of 16 tokens: [block][kv_head][block_size/16][D/pair][16][pair];

@@ -38,7 +38,7 @@ class NativeAttention:
         """Every call until the next `begin` belongs to this batch."""
         if batch.longest > self._scores.shape[-1]:
             self._scores = ops.scratch_for(2 * batch.longest, self._threads)
-        self.step = ops.Step(batch.slots, batch.positions, batch.tables, batch.table_of, self._scores)
+        self.step = ops.Step(batch.slots, batch.positions, batch.tables, batch.table_of, self._scores, batch.wanted)
 
     def cache(self, layer: int) -> ops.LayerCache:
         """Keys and values of one layer."""

@@ -50,7 +50,8 @@ i64 add_block(const Layer& l, const Group& g, T* x, T* delta, const void* bias, 
   return 0;
 }
 
-template <class T> i64 attention_block(const Layer& l, const Step& s, const Group& g, const Rotation& r, Room<T> room, T* x) {
+// Queries, keys and values of all rows: the first stay in the room, the others go into the cache.
+template <class T> void project(const Layer& l, const Step& s, const Rotation& r, Room<T> room, const T* x) {
   const i64 queries = l.heads * l.dim, keys = l.kv_heads * l.dim, width = queries + 2 * keys;
   const Cache<T> cache{(T*)l.keys, (T*)l.values, l.block_size, l.kv_heads, l.dim};
   const int threads = (int)s.threads;
@@ -65,9 +66,14 @@ template <class T> i64 attention_block(const Layer& l, const Step& s, const Grou
     }
   rotate(room.qkv, width, s.rows, l.heads + l.kv_heads, l.dim, r.size, r.cos, r.sin);
   keep(cache, s, room.qkv + queries, width, room.qkv + queries + keys, width);
+}
+
+template <class T> i64 attention_block(const Layer& l, const Step& s, const Group& g, Room<T> room, T* x) {
+  const i64 queries = l.heads * l.dim, width = queries + 2 * l.kv_heads * l.dim;
+  const Cache<T> cache{(T*)l.keys, (T*)l.values, l.block_size, l.kv_heads, l.dim};
   attend(Attention<T>{cache, {l.scale, l.softcap, l.window}, room.qkv, width, l.heads, room.mixed}, s);
   product(Product<T>{room.mixed, queries, s.rows, queries, (const T*)l.out, l.hidden, nullptr, room.delta, l.hidden,
-                     kNone}, threads);
+                     kNone}, (int)s.threads);
   return add_block(l, g, x, room.delta, l.out_bias, l.attention_norm, s.rows);
 }
 
@@ -79,6 +85,36 @@ template <class T> i64 mlp_block(const Layer& l, const Step& s, const Group& g, 
   product(Product<T>{room.gated, l.inner, s.rows, l.inner, (const T*)l.down, l.hidden, nullptr, room.delta, l.hidden,
                      kNone}, threads);
   return add_block(l, g, x, room.delta, l.down_bias, l.output_norm, s.rows);
+}
+
+template <class T> i64 layer(const Layer& l, const Step& s, const Group& g, const Rotation& r, Room<T> room, T* x) {
+  project(l, s, r, room, x);
+  if (const i64 failure = attention_block(l, s, g, room, x)) return failure;
+  return mlp_block(l, s, g, room, x);
+}
+
+// Of a row that nobody looks at the last layer only has to keep key and value: the wanted ones are moved together, and
+// afterwards to where they belong. In `x` the others are left unfinished.
+template <class T>
+i64 last_layer(const Layer& l, const Step& s, const Group& g, const Rotation& r, Room<T> room, T* x) {
+  if (s.wanted_rows < 0) return layer(l, s, g, r, room, x);
+  project(l, s, r, room, x);
+  const i64 width = (l.heads + 2 * l.kv_heads) * l.dim;
+  std::vector<int64_t> positions(s.wanted_rows);
+  std::vector<int32_t> table_of(s.wanted_rows);
+  for (i64 i = 0; i < s.wanted_rows; i++) {
+    const i64 row = s.wanted[i];  // not less than i
+    memmove(x + i * l.hidden, x + row * l.hidden, l.hidden * sizeof(T));
+    memmove(room.qkv + i * width, room.qkv + row * width, width * sizeof(T));
+    positions[i] = s.positions[row], table_of[i] = s.table_of[row];
+  }
+  Step few = s;
+  few.rows = s.wanted_rows, few.positions = positions.data(), few.table_of = table_of.data();
+  if (const i64 failure = attention_block(l, few, g, room, x)) return failure;
+  if (const i64 failure = mlp_block(l, few, g, room, x)) return failure;
+  for (i64 i = s.wanted_rows - 1; i >= 0; i--)
+    memmove(x + s.wanted[i] * l.hidden, x + i * l.hidden, l.hidden * sizeof(T));
+  return 0;
 }
 
 }  // namespace

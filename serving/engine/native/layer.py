@@ -173,7 +173,7 @@ class FusedLayers(nn.ModuleList):
         return (self._run,) if isinstance(index, slice) else super().__getitem__(index)
 
     def _run(self, hidden_states: Tensor, **_: Any) -> Tensor:
-        """[1, T, hidden], changed in place. Raises `PeerLost`."""
+        """[1, T, hidden], changed in place; of the tokens that are not wanted it is not finished. Raises `PeerLost`."""
         step = self._fused[0].attend.step
         assert step is not None, "begin() names the batch first"
         if self._weights is None:

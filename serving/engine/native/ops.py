@@ -126,10 +126,18 @@ class Step(Structure):
 
     _fields_ = (
         ("rows", _L), ("slots", _P), ("positions", _P), ("tables", _P), ("table_stride", _L), ("table_of", _P),
-        ("scores", _P), ("scores_stride", _L), ("threads", _L),
+        ("scores", _P), ("scores_stride", _L), ("threads", _L), ("wanted", _P), ("wanted_rows", _L),
     )  # fmt: skip
 
-    def __init__(self, slots: Tensor, positions: Tensor, tables: Tensor, table_of: Tensor, scores: Tensor) -> None:
+    def __init__(
+        self,
+        slots: Tensor,
+        positions: Tensor,
+        tables: Tensor,
+        table_of: Tensor,
+        scores: Tensor,
+        wanted: Tensor | None = None,
+    ) -> None:
         """Of T tokens.
 
         Args:
@@ -138,12 +146,14 @@ class Step(Structure):
             tables: int32 [sequences, blocks].
             table_of: int32 [T], which table each token uses.
             scores: `scratch_for` the longest sequence; its first dimension is the number of threads.
+            wanted: int64 [W], ascending, the tokens whose result of the last layer is looked at; None: all.
         """
         super().__init__(
             len(slots), slots.data_ptr(), positions.data_ptr(), tables.data_ptr(), tables.stride(0),
             table_of.data_ptr(), scores.data_ptr(), scores.shape[-1], scores.shape[0],
+            None if wanted is None else wanted.data_ptr(), -1 if wanted is None else len(wanted),
         )  # fmt: skip
-        self.tensors = slots, positions, tables, table_of, scores  # the structure only points at them
+        self.tensors = slots, positions, tables, table_of, scores, wanted  # the structure only points at them
 
 
 def keep(cache: LayerCache, step: Step, key: Tensor, value: Tensor) -> None:
