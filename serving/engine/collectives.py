@@ -22,6 +22,10 @@ class NativeSum(Protocol):
     """A sum in C: `function(ranks, is_bf16, data, count)` returns 0 when done."""
 
     function: Any
+    begin: Any
+    """With `end` the same in two, for as much as `most` bytes: `begin` returns nothing. None: it cannot be parted."""
+    end: Any
+    most: int
 
     @property
     def ranks(self) -> Any:

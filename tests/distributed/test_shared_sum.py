@@ -1,5 +1,6 @@
 """Sums through shared memory: right, the same bits everywhere, of any size, and noticed when nobody comes."""
 
+import time
 from typing import Any
 
 import pytest
@@ -48,6 +49,29 @@ def test_every_rank_has_the_sum_in_rank_order(ranks3: RankPool, dtype_name: str)
             for results in ranks:
                 assert (results[place] == truth.to(dtype).float().numpy()).all()
             place += 1
+
+
+def sums_in_turn(collectives: Collectives) -> list[Any]:
+    """On a rank: a sum is begun before the one before it is ended; one rank after the other is late."""
+    shared = SharedSum(collectives.rank, collectives.world, 30.0)
+    parts = [part(collectives.rank, 20_000, torch.bfloat16, turn) for turn in range(200)]
+    ranks = shared.ranks
+    for turn, data in enumerate(parts):
+        if turn % collectives.world == collectives.rank:
+            time.sleep(0.001)
+        shared.begin(ranks, 1, data.data_ptr(), data.numel())
+        if turn:
+            assert shared.end(ranks, 1, parts[turn - 1].data_ptr(), data.numel()) == 0
+    assert shared.end(ranks, 1, parts[-1].data_ptr(), parts[-1].numel()) == 0
+    return [data.float().numpy() for data in parts]
+
+
+def test_two_sums_may_be_underway(ranks3: RankPool) -> None:
+    ranks = ranks3.run(sums_in_turn)
+    for turn in range(200):
+        truth = sum(part(rank, 20_000, torch.bfloat16, turn).float() for rank in range(3))
+        for results in ranks:
+            assert (results[turn] == torch.as_tensor(truth).bfloat16().float().numpy()).all()
 
 
 def wait_alone(collectives: Collectives) -> str:

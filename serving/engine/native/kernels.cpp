@@ -49,20 +49,12 @@ void gw_attend(int is_bf16, void* keys, void* values, i64 block_size, i64 kv_hea
   });
 }
 
-// x: [rows][hidden], changed in place by one layer after the other; the last finishes the wanted rows only. rotations: the angles, by `Layer::rotation`. room:
-// rows * (2 * hidden + (2 * heads + 2 * kv_heads) * dim + inner) elements.
-// Returns 0, or what `add` returned when it failed: x is spoilt then.
+// x: [rows][hidden], changed in place; of rows that are not wanted the last layer is not finished. rotations: the angles,
+// by `Layer::rotation`. room: rows * `Room::elements`, of the layer that needs most.
+// Returns 0, or what a sum returned when it failed: x is spoilt then.
 i64 gw_layers(int is_bf16, const Layer* layers, i64 count, const Step* step, void* x, const Rotation* rotations,
-              void* room, int64_t (*add)(void*, int, void*, i64), void* group) {
-  return typed(is_bf16, [&](auto* t) {
-    const Group ranks{add, group};
-    for (const Layer* l = layers; l < layers + count; l++) {
-      const auto compute = l + 1 < layers + count ? layer<T> : last_layer<T>;
-      const Room<T> rooms(*l, step->rows, room);
-      if (const i64 failure = compute(*l, *step, ranks, rotations[l->rotation], rooms, (T*)x)) return failure;
-    }
-    return (i64)0;
-  });
+              void* room, const Group* group) {
+  return typed(is_bf16, [&](auto* t) { return decode(layers, count, *step, *group, rotations, (T*)x, (T*)room); });
 }
 
 }  // extern "C"

@@ -46,7 +46,7 @@ KINDS = {
 }
 
 _P, _L, _F = c_void_p, c_int64, c_float
-_compute = ops.bind("gw_layers", c_int, _P, _L, _P, _P, _P, _P, _P, _P)
+_compute = ops.bind("gw_layers", c_int, _P, _L, _P, _P, _P, _P, _P)
 if _compute is not None:
     _compute.restype = c_int64
 
@@ -64,6 +64,12 @@ class Weights(Structure):
         )),
         *((name, _F) for name in ("eps", "norm_offset", "residual", "scale", "softcap")),
     )  # fmt: skip
+
+
+class Group(Structure):
+    """`Group` of `layer.h`."""
+
+    _fields_ = (("add", _P), ("begin", _P), ("end", _P), ("ranks", _P), ("most", _L))
 
 
 class Rotation(Structure):
@@ -166,7 +172,7 @@ class FusedLayers(nn.ModuleList):
         self._room = Room(layers[0].qkv.dtype)
         self._room_per_row = max(layer.room_per_row for layer in layers)
         self._sum = layers[0].own_sum
-        self._add, self._group = _entry(self._sum)
+        self._group = _group(self._sum)
         self._weights: Any = None
 
     def __getitem__(self, index: Any) -> Any:
@@ -182,7 +188,7 @@ class FusedLayers(nn.ModuleList):
         failure = _compute(
             int(hidden_states.dtype is torch.bfloat16), self._weights, len(self._weights), byref(step),
             hidden_states.data_ptr(), self._rotations(), self._room.address(step.rows * self._room_per_row),
-            self._add, self._group,
+            byref(self._group),
         )  # fmt: skip
         if failure:
             assert self._sum is not None
@@ -222,8 +228,9 @@ def _spec(attention: Any) -> AttentionSpec:
     return AttentionSpec(attention.scaling, getattr(owner, "sliding_window", None), softcap)
 
 
-def _entry(own: NativeSum | None) -> tuple[int | None, int | None]:
-    """The addresses by which C calls the sum; None for a group of one."""
+def _group(own: NativeSum | None) -> Group:
+    """The addresses by which C calls the sum; all null for a group of one."""
     if own is None:
-        return None, None
-    return ctypes.cast(own.function, c_void_p).value, addressof(own.ranks)
+        return Group()
+    functions = (None if call is None else ctypes.cast(call, c_void_p) for call in (own.function, own.begin, own.end))
+    return Group(*functions, addressof(own.ranks), own.most)

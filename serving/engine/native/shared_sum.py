@@ -17,6 +17,8 @@ from serving.errors import PeerLost
 
 SLOT_BYTES = 1 << 20
 """Summed at a time; a decode step's sums are some 10 kB, a prefill's some 100."""
+SLOTS = 4
+"""Of each rank; `kSlots` of `all_reduce.cpp`."""
 FLAG_BYTES = 64
 FOLDER = "/dev/shm"  # noqa: S108  memory, not a disk
 FORMATS = frozenset({torch.bfloat16, torch.float32})
@@ -27,7 +29,7 @@ class Ranks(ctypes.Structure):
 
     _fields_ = (
         ("base", c_void_p), ("rank", c_int64), ("world", c_int64), ("slot_bytes", c_int64), ("next", c_uint64),
-        ("timeout_s", c_double), ("waiting", c_int64),
+        ("oldest", c_uint64), ("timeout_s", c_double), ("waiting", c_int64),
     )  # fmt: skip
 
 
@@ -36,12 +38,11 @@ class SharedSum:
 
     def __init__(self, rank: int, world: int, timeout_s: float) -> None:
         """Collective. The segment has no name any more once every rank has mapped it, so it cannot be left behind."""
-        self._segment = _map_together(rank, world * (FLAG_BYTES + 2 * SLOT_BYTES))
+        self._segment = _map_together(rank, world * (FLAG_BYTES + SLOTS * SLOT_BYTES))
         base = ctypes.addressof(ctypes.c_char.from_buffer(self._segment))
-        self.ranks = Ranks(base, rank, world, SLOT_BYTES, 1, timeout_s, 0)
-        self.function: Any = getattr(sums(), "gw_shared_sum")  # noqa: B009  mypy knows no such name
-        self.function.restype = c_int64
-        self.function.argtypes = [ctypes.POINTER(Ranks), c_int, c_void_p, c_int64]
+        self.ranks = Ranks(base, rank, world, SLOT_BYTES, 1, 1, timeout_s, 0)
+        self.function, self.begin, self.end = (_bound(f"gw_shared_{part}") for part in ("sum", "begin", "end"))
+        self.most = SLOT_BYTES
 
     def all_reduce(self, tensor: Tensor) -> None:
         """In place; contiguous, of one of FORMATS. Raises `PeerLost` when a rank does not come."""
@@ -52,6 +53,13 @@ class SharedSum:
     def failure(self, code: int) -> PeerLost:
         """What `function` means by a return value other than 0."""
         return PeerLost(f"rank {code - 1} did not come to a sum within {self.ranks.timeout_s:g} s")
+
+
+def _bound(name: str) -> Any:
+    function = getattr(sums(), name)
+    function.restype = c_int64
+    function.argtypes = [ctypes.POINTER(Ranks), c_int, c_void_p, c_int64]
+    return function
 
 
 def _map_together(rank: int, size: int) -> mmap.mmap:

@@ -58,6 +58,8 @@ class SocketSum:
         self.function: Any = getattr(sums(), "gw_socket_sum")  # noqa: B009  mypy knows no such name
         self.function.restype = c_int64
         self.function.argtypes = [POINTER(Ranks), c_int, c_void_p, c_int64]
+        self.begin = self.end = None
+        self.most = 0
 
     def all_reduce(self, tensor: Tensor) -> None:
         """In place; contiguous, of one of `shared_sum.FORMATS`. After an error there can be no other sum.
