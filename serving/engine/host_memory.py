@@ -1,8 +1,12 @@
-"""How the C library hands out and takes back memory while a model is loaded (glibc; elsewhere nothing is changed)."""
+"""Memory of this machine: large and zeroed on pages of its own, and given back at once while a model is loaded."""
 
 import contextlib
 import ctypes
+import mmap
 from collections.abc import Iterator
+
+import torch
+from torch import Tensor
 
 _MMAP_THRESHOLD = -3
 """mallopt's name of the size from which a block is mapped by itself, and so returned when it is freed."""
@@ -11,10 +15,23 @@ _AFTERWARDS = 32 << 20
 """The largest that glibc takes: a step's activations then come from the heap, without page faults."""
 
 
+def mapped(size: int, *, huge: bool = False) -> Tensor:
+    """`size` zeros, uint8, mapped and not filled: a page is only taken when it is first written.
+
+    `huge`: in pages of 2 MiB where the system gives them, for what every step reads from end to end: a product of 1 to
+    8 rows, which waits for memory, takes a seventh less time (measured with README's processor).
+    """
+    room = mmap.mmap(-1, max(1, size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if huge and hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them: the same memory, slower
+            room.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(room, dtype=torch.uint8)[:size]
+
+
 @contextlib.contextmanager
 def returned_at_once() -> Iterator[None]:
     """Within, a tensor that is let go gives its pages back, so that a weight and its packed copy exist side by side
-    for one layer only; glibc would keep freed weights in a heap of the model's size.
+    for one layer only; glibc would keep freed weights in a heap of the model's size. Elsewhere nothing is changed.
     """
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"):

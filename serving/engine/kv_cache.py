@@ -1,10 +1,11 @@
 """One rank's keys and values, in blocks. Which block belongs to whom is decided elsewhere (`blocks`)."""
 
 from dataclasses import dataclass
-from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 
 import torch
 from torch import Tensor
+
+from serving.engine.host_memory import mapped
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +31,7 @@ def reserve(shape: KVShape, tokens: int, device: torch.device) -> list[tuple[Ten
     """
     size = tokens * shape.kv_heads * shape.head_dim
     if device.type == "cpu":
-        room = mmap(-1, shape.layers * 2 * size * shape.dtype.itemsize, flags=MAP_PRIVATE | MAP_ANONYMOUS)
-        whole = torch.frombuffer(room, dtype=shape.dtype)
+        whole = mapped(shape.layers * 2 * size * shape.dtype.itemsize).view(shape.dtype)
     else:
         whole = torch.zeros(shape.layers * 2 * size, dtype=shape.dtype, device=device)
     return [(layer[0], layer[1]) for layer in whole.view(shape.layers, 2, size)]

@@ -8,11 +8,12 @@ in a forward pass. Embedding and output head are split by vocabulary instead (se
 import contextlib
 import io
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from serving.config import ModelConfig
 from serving.engine.assembly import Assembly, Share, recompute_buffers
@@ -20,6 +21,7 @@ from serving.engine.attend import Attend, AttentionSpec
 from serving.engine.checkpoint import open_checkpoint
 from serving.engine.collectives import Collectives
 from serving.engine.families import eos_token_ids, kv_replicas, read_config
+from serving.engine.host_memory import mapped
 from serving.engine.shard_cache import ShardCache, shard_key
 from serving.engine.sharded_model import ShardedModel
 from serving.engine.skeleton import build_skeleton
@@ -27,6 +29,8 @@ from serving.engine.weights import Plan, SliceReader
 from serving.errors import ModelError
 
 __all__ = ["Attend", "AttentionSpec", "ShardedModel", "import_deepspeed", "init_deepspeed", "load_model"]
+
+CACHE_LINE = 64
 
 logger = logging.getLogger(__name__)
 
@@ -128,18 +132,36 @@ def _fill(
     progress: Callable[[int, int], None],
 ) -> None:
     """Give the parameters their values: from the kept shard if there is one, else from the checkpoint, keeping them."""
-    dtype = model.dtype
-    shapes = {name: part.shape for name, part in plan.items()}
-    total = sum(torch.Size(shape).numel() for shape in shapes.values()) * dtype.itemsize
-    kept = None if cache is None else cache.load(shapes, dtype)
-    reader, loaded = SliceReader(), 0
-    for name, part in plan.items():
-        tensor = reader.read(part, dtype) if kept is None else kept[name]
-        model.assign(name, tensor.to(device))
-        loaded += tensor.nbytes
-        progress(loaded, total)
-    if cache is not None and kept is None:
-        cache.save({name: model.get_parameter(name) for name in plan})
+    weights = _rooms({name: part.shape for name, part in plan.items()}, model.dtype, device)
+    total, loaded = sum(weight.nbytes for weight in weights.values()), 0
+    if cache is None or not cache.load(weights, lambda loaded: progress(loaded, total)):
+        reader = SliceReader()
+        for name, part in plan.items():
+            weights[name].copy_(reader.read(part, model.dtype))
+            loaded += weights[name].nbytes
+            progress(loaded, total)
+        if cache is not None:
+            cache.save(weights)
+    for name, weight in weights.items():
+        model.assign(name, weight)
+
+
+def _rooms(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    """Unfilled tensors of these shapes; on a CPU side by side in huge pages, each at a cache line's beginning."""
+    sizes = {name: torch.Size(shape).numel() * dtype.itemsize for name, shape in shapes.items()}
+    if device.type != "cpu":
+        return {name: torch.empty(shape, dtype=dtype, device=device) for name, shape in shapes.items()}
+    whole = mapped(sum(map(_whole_lines, sizes.values())), huge=True)
+    rooms, start = {}, 0
+    for name, shape in shapes.items():
+        rooms[name] = whole[start : start + sizes[name]].view(dtype).view(shape)
+        start += _whole_lines(sizes[name])
+    return rooms
+
+
+def _whole_lines(size: int) -> int:
+    """`size` bytes in whole cache lines."""
+    return -(-size // CACHE_LINE) * CACHE_LINE
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""One rank's shard as a safetensors file of its own, so that a restart maps it straight back.
+"""One rank's shard as a safetensors file of its own, so that a restart reads it straight back.
 
 The file's name is a hash of all that the shard depends on: the model's configuration and files (by name, size and time
 of change), the number format, the group's size and the rank, the parameters' shapes (which tell whether they are packed
@@ -14,12 +14,11 @@ import logging
 import os
 import tempfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from serving.engine.checkpoint import Checkpoint
@@ -38,16 +37,20 @@ class ShardCache:
     def __init__(self, folder: Path, key: str) -> None:
         self.file = folder.expanduser() / f"{key}.safetensors"
 
-    def load(self, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> dict[str, Tensor] | None:
-        """The tensors, mapped from the file and checked; None, and no file, unless all are there and whole."""
+    def load(self, tensors: Mapping[str, Tensor], progress: Callable[[int], None]) -> bool:
+        """Fill `tensors` from the file and check them; False, and no file, unless all are there and whole.
+
+        What was filled is then worth nothing. `progress` is told the bytes read so far.
+        """
         if not self.file.is_file():
-            return None
+            return False
         try:
-            return self._read(shapes, dtype)
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            self._read(tensors, progress)
+        except (OSError, ValueError, KeyError, TypeError) as error:
             logger.warning("%s: the kept shard is broken and will be made anew: %s", self.file, error)
             self._remove()
-            return None
+            return False
+        return True
 
     def save(self, tensors: Mapping[str, Tensor]) -> None:
         """Keep the shard: written beside its place and renamed, so that no reader ever sees half of it."""
@@ -67,16 +70,26 @@ class ShardCache:
             logger.warning("%s: the shard is not kept, a restart will read the model again: %s", self.file, error)
             Path(scratch).unlink(missing_ok=True)
 
-    def _read(self, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> dict[str, Tensor]:
-        with safe_open(self.file, framework="pt") as stream:
-            checksums = json.loads(stream.metadata()["crc32"])
-            tensors = {name: stream.get_tensor(name) for name in shapes}
-        for name, tensor in tensors.items():
-            if tuple(tensor.shape) != tuple(shapes[name]) or tensor.dtype != dtype:
-                raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}")
-            if zlib.crc32(_bytes(tensor)) != checksums[name]:
-                raise ValueError(f"the checksum of {name} is wrong")
-        return tensors
+    def _read(self, tensors: Mapping[str, Tensor], progress: Callable[[int], None]) -> None:
+        loaded = 0
+        with self.file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if length > self.file.stat().st_size:
+                raise ValueError(f"its header would take {length} bytes")
+            header = json.loads(stream.read(length))
+            checksums = json.loads(header["__metadata__"]["crc32"])
+            for name, tensor in tensors.items():
+                stored = header[name]
+                if (stored["dtype"], stored["shape"]) != (FORMATS[tensor.dtype], list(tensor.shape)):
+                    raise ValueError(f"{name} is {stored['dtype']} {stored['shape']}")
+                host = tensor if tensor.device.type == "cpu" else torch.empty_like(tensor, device="cpu")
+                content = _bytes(host)
+                stream.seek(8 + length + stored["data_offsets"][0])
+                if stream.readinto(content) != content.nbytes or zlib.crc32(content) != checksums[name]:
+                    raise ValueError(f"the checksum of {name} is wrong")
+                tensor.copy_(host)
+                loaded += content.nbytes
+                progress(loaded)
 
     def _remove(self) -> None:
         try:

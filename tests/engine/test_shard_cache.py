@@ -20,16 +20,20 @@ def tensors() -> dict[str, Tensor]:
     return {name: torch.randn(shape).to(torch.bfloat16) for name, shape in shapes.items()}
 
 
-def shapes_of(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+def empty(tensors: dict[str, Tensor], dtype: torch.dtype = torch.bfloat16) -> dict[str, Tensor]:
+    return {name: torch.full_like(tensor, float("nan"), dtype=dtype) for name, tensor in tensors.items()}
+
+
+def unwatched(loaded: int) -> None:
+    pass
 
 
 def test_what_was_saved_is_loaded(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
     cache = ShardCache(tmp_path / "new" / "folder", "key")
     cache.save(tensors)
-    kept = cache.load(shapes_of(tensors), torch.bfloat16)
-    assert kept is not None
-    assert kept.keys() == tensors.keys()
+    kept, progress = empty(tensors), list[int]()
+    assert cache.load(kept, progress.append)
+    assert progress == [30, 44, 44, 56]
     assert all(torch.equal(kept[name], tensors[name]) for name in tensors)
     assert [file.name for file in cache.file.parent.iterdir()] == ["key.safetensors"]
 
@@ -41,7 +45,7 @@ def test_the_file_is_a_safetensors_file(tmp_path: Path, tensors: dict[str, Tenso
 
 
 def test_nothing_is_loaded_before_anything_is_saved(tmp_path: Path) -> None:
-    assert ShardCache(tmp_path, "key").load({"a": (1,)}, torch.float32) is None
+    assert not ShardCache(tmp_path, "key").load({"a": torch.empty(1)}, unwatched)
 
 
 @pytest.mark.parametrize("place", [0, 9, -1])
@@ -53,7 +57,7 @@ def test_a_changed_byte_is_noticed_and_the_file_removed(
     content = bytearray(cache.file.read_bytes())
     content[place] ^= 1
     cache.file.write_bytes(content)
-    assert cache.load(shapes_of(tensors), torch.bfloat16) is None
+    assert not cache.load(empty(tensors), unwatched)
     assert not cache.file.exists()
     assert "is broken and will be made anew" in caplog.text
 
@@ -62,16 +66,16 @@ def test_a_file_cut_short_is_noticed(tmp_path: Path, tensors: dict[str, Tensor])
     cache = ShardCache(tmp_path, "key")
     cache.save(tensors)
     os.truncate(cache.file, cache.file.stat().st_size - 1)
-    assert cache.load(shapes_of(tensors), torch.bfloat16) is None
+    assert not cache.load(empty(tensors), unwatched)
 
 
 def test_a_file_without_checksums_or_with_other_tensors_is_not_used(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
     cache = ShardCache(tmp_path, "key")
     for wrong in ({"a": tensors["a"].clone()}, {name: tensor[:1].clone() for name, tensor in tensors.items()}):
         save_file(wrong, cache.file)
-        assert cache.load(shapes_of(tensors), torch.bfloat16) is None
+        assert not cache.load(empty(tensors), unwatched)
     cache.save(tensors)
-    assert cache.load(shapes_of(tensors), torch.float16) is None
+    assert not cache.load(empty(tensors, torch.float16), unwatched)
 
 
 def test_a_folder_that_cannot_be_made_is_logged(
