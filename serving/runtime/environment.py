@@ -36,8 +36,8 @@ MAX_CONNECTIONS = 20_000
 """Clients that may be connected at once, if the process may open that many files. With Serve's own 4096, as many idle
 connections would keep everybody else out."""
 
-FILES_PER_CLIENT = 2.5
-"""HAProxy's own reckoning: a socket on either side, and for every fourth client a pipe to splice through."""
+REQUESTS_AT_ONCE = 4_000
+"""That HAProxy passes on; far more than the gateway takes before it answers 429."""
 
 FILES_BESIDES = 512
 """What it opens besides, with room to spare."""
@@ -85,7 +85,8 @@ def haproxy_settings(folder: Path, binary: str) -> dict[str, str]:
     to wait for, hence no draining period.
     """
     wrapper = folder / "haproxy"
-    command = shlex.join([sys.executable, "-SE", str(Path(haproxy.__file__)), binary])
+    clients, requests = _limits()
+    command = shlex.join([sys.executable, "-SE", str(Path(haproxy.__file__)), binary, str(requests)])
     wrapper.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
     wrapper.chmod(0o700)
     stats, metrics, fallback, grpc, *replicas = _own_ports()
@@ -100,7 +101,7 @@ def haproxy_settings(folder: Path, binary: str) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_SERVE_HAPROXY_NBTHREAD": str(HAPROXY_THREADS),
-        "RAY_SERVE_HAPROXY_MAXCONN": str(_connections()),
+        "RAY_SERVE_HAPROXY_MAXCONN": str(clients),
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(CLIENT_SILENCE_S),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(grpc),
@@ -124,12 +125,14 @@ def _haproxy_binary() -> str | None:
     return str(get_haproxy_binary())
 
 
-def _connections() -> int:
-    """HAProxy does not start when it may not open the files for all that it is told to take."""
+def _limits() -> tuple[int, int]:
+    """Clients, and requests at once, that there are files for: one for each client, and one more for each request."""
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
     if files == resource.RLIM_INFINITY:
-        return MAX_CONNECTIONS
-    return max(1, min(MAX_CONNECTIONS, int((files - FILES_BESIDES) / FILES_PER_CLIENT)))
+        return MAX_CONNECTIONS, REQUESTS_AT_ONCE
+    left = max(2, files - FILES_BESIDES)
+    requests = min(REQUESTS_AT_ONCE, left // 2)
+    return min(MAX_CONNECTIONS, left - requests), requests
 
 
 def _own_ports() -> range:

@@ -1,7 +1,8 @@
-"""Stands between Ray Serve and haproxy: `python haproxy.py BINARY ARGUMENTS...`, run as a script.
+"""Stands between Ray Serve and haproxy: `python haproxy.py BINARY REQUESTS ARGUMENTS...`, run as a script.
 
-Three things that Serve leaves open: its statistics would listen on every interface without asking who comes, a client
-may take as long as it likes over its headers, and a haproxy outlives the actor that started it when that is killed.
+Four things that Serve leaves open: its statistics would listen on every interface without asking who comes, a client
+may take as long as it likes over its headers, idle clients are few as each is reckoned with as if it had asked, and a
+haproxy outlives the actor that started it when that is killed.
 Needs nothing but the standard library, and becomes haproxy itself in the end.
 """
 
@@ -31,18 +32,41 @@ def patience_bounded(config: str) -> str:
     return DEFAULTS.sub(f"defaults\n    timeout http-request {HEADERS_S}s", config)
 
 
+GLOBAL = re.compile(r"^global$", re.MULTILINE)
+
+
+def idle_welcome(config: str, requests: int) -> str:
+    """The haproxy configuration with so many requests passed on at once; those beyond wait, and are answered 503 then.
+
+    Without that limit every client is reckoned with as if it had asked, which takes two files and more, and so idle
+    ones are few; the check of that reckoning (strict-limits) goes with it.
+    """
+    if "no strict-limits" in config:
+        return config
+    config = GLOBAL.sub("global\n    no strict-limits", config)
+    return DEFAULTS.sub(f"defaults\n    default-server maxconn {requests}", config)
+
+
 def loopback_only(config: str) -> str:
     """The haproxy configuration with every bind to all interfaces turned into one to this machine."""
     return ANY_INTERFACE.sub(r"\g<1>127.0.0.1:", config)
 
 
-def main(binary: str, *arguments: str) -> None:
-    """Mend the configuration that is among the arguments, tie this process to its parent, and become haproxy."""
+def mended(config: str, requests: int) -> str:
+    """All of the above."""
+    return idle_welcome(patience_bounded(loopback_only(config)), requests)
+
+
+def main(binary: str, requests: str, *arguments: str) -> None:
+    """Mend the configuration that is among the arguments, tie this process to its parent, and become haproxy.
+
+    Without splicing (-dS): the pipes for it are files as well, and events of a hundred bytes gain nothing by it.
+    """
     for path in map(Path, arguments):
         if path.suffix == ".cfg":
-            path.write_text(patience_bounded(loopback_only(path.read_text())))
+            path.write_text(mended(path.read_text(), int(requests)))
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    os.execv(binary, [binary, *arguments])  # noqa: S606  no shell is wanted
+    os.execv(binary, [binary, "-dS", *arguments])  # noqa: S606  no shell is wanted
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from tests.gateway.conftest import make_config
 pytestmark = needs_chromium
 
 PHONE = ViewportSize(width=360, height=740)
-LONG = "field-max_tokens"
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +78,31 @@ def test_an_answer_streams_and_comes_with_curl_and_python(page: Page, server: Se
         expect(page.locator(form)).to_contain_text(endpoint)
         expect(page.locator(form)).to_contain_text('"temperature": 0.5' if form == "#python" else '"temperature":0.5')
     compile(page.locator("#python").inner_text(), "snippet", "exec")
+
+
+@pytest.mark.parametrize("endpoint", ["/v1/chat/completions", "/v1/completions", "/predict"])
+def test_log_probabilities_are_shown_beside_their_tokens(page: Page, server: Server, endpoint: str) -> None:
+    page.goto(server.url)
+    page.locator("#endpoint").select_option(endpoint)
+    send(page, "x", max_tokens="6", logprobs="2")
+    expect(page.locator("#told")).to_have_text("Done.")
+    assert len(re.findall(r'" -\d+\.\d\d', page.locator("#answers .likely").inner_text())) == 6
+
+
+def test_raw_is_offered_where_there_is_a_template_to_leave_out(page: Page, server: Server) -> None:
+    page.goto(server.url)
+    page.locator("#parameters").evaluate("details => details.open = true")
+    raw = page.locator("#field-raw")
+    expect(raw).to_be_disabled()
+    page.locator("#endpoint").select_option("/predict")
+    raw.check()
+    send(page, "x", max_tokens="2")
+    expect(page.locator("#curl")).to_contain_text('"raw":true')
+    expect(page.locator("#told")).to_have_text("Done.")
+    page.locator("#endpoint").select_option("/v1/completions")
+    page.locator("#send").click()
+    expect(page.locator("#told")).to_have_text("Done.")
+    expect(page.locator("#curl")).not_to_contain_text("raw")
 
 
 def test_what_is_copied_asks_the_same_elsewhere(page: Page, server: Server) -> None:
@@ -189,6 +213,13 @@ def test_the_page_says_when_the_server_is_gone_and_recovers(page: Page, server: 
     page.context.set_offline(False)
     expect(page.locator("#notice")).to_be_hidden()
     expect(page.locator("#state-text")).to_contain_text("ready")
+
+
+def test_a_server_that_ends_is_told_as_gone(page: Page) -> None:
+    with fake_group() as group, listening(group, make_config()) as server:
+        page.goto(server.url)
+        expect(page.locator("#state-text")).to_contain_text("ready")
+    expect(page.locator("#notice")).to_contain_text("The server is gone")
 
 
 def test_a_phone_never_scrolls_sideways(page: Page, server: Server) -> None:

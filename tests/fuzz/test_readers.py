@@ -1,19 +1,30 @@
-"""What reads a server's answers: `gangway bench` and the drill, from a server that answers with anything."""
+"""What reads a server's answers: bench, drill, load test and console, from a server that answers with anything."""
 
 import asyncio
+import base64
+import itertools
 import json
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 import httpx
 import msgspec
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from playwright.sync_api import Page
 
 from serving.api.answers import PredictEvent
 from serving.api.sse import sse
 from serving.bench import BenchError, run_bench
 from serving.drill.faults import make_fault
 from serving.drill.rounds import DrillPlan, Request
+from tests.browser import chromium, needs_chromium
 from tests.fuzz.strategies import any_bytes, fuzz
+from tests.loadtests.scripted import send
 
 EVENTS = (
     b'data: {"choices":[{"text":"a"}],"text":"a","finish_reason":null}\n\n'
@@ -23,6 +34,22 @@ EVENTS = (
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n" + b"%x\r\n%s\r\n0\r\n\r\n" % (len(EVENTS), EVENTS)
 ANSWERS = [OK + b"Connection: close\r\n\r\n" + EVENTS, CHUNKED, b"HTTP/1.1 200 OK\r\n\r\nstep_seconds_sum 1\n"]
+
+EVENTS_JS = Path("serving/api/console/events.js")
+READ = """
+import { events } from "data:text/javascript;base64,%s";
+window.read = async (chunks) => {
+  const values = [];
+  const parts = chunks.map((chunk) => Uint8Array.from(atob(chunk), (letter) => letter.charCodeAt(0)));
+  const body = new ReadableStream({ start: (to) => { parts.forEach((part) => to.enqueue(part)); to.close(); } });
+  try {
+    for await (const value of events({ body })) values.push(value);
+    return { values, end: "done" };
+  } catch (error) {
+    return { values, end: String(error) };
+  }
+};
+"""
 
 
 async def bench(answer: bytes) -> None:
@@ -86,3 +113,51 @@ def test_no_text_of_a_model_ends_its_event(text: str) -> None:
     assert data.count(b"\n") == 2
     assert json.loads(data.removeprefix(b"data: "))["text"] == text
     assert msgspec.json.decode(data.removeprefix(b"data: "), type=PredictEvent).text == text
+
+
+@fuzz
+@given(any_bytes(ANSWERS), st.booleans())
+@example(OK + b"Transfer-Encoding: chunked\r\n\r\nffffffffff\r\n", True)
+@example(OK + b"\r\ndata: " + b"[" * 100_000 + b"\n\n", True)
+@example(b"x" * 2_000_000, False)
+def test_the_load_tests_client_counts_a_request_once_whatever_it_is_answered(answer: bytes, stream: bool) -> None:
+    def script(connection: socket.socket) -> None:
+        with suppress(ConnectionError):  # the client need not read to the end
+            connection.sendall(answer)
+
+    rows = send(script, stream=stream)
+    assert [row["request_type"] for row in rows].count("total") == 1
+    assert all(row["exception"] is None for row in rows if row["request_type"] != "total")
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[Page]:
+    """One in which `read(chunks)` gives all that the console's reader makes of them: values, then how it ended."""
+    with chromium() as browser, browser.new_page() as page:
+        source = base64.b64encode(EVENTS_JS.read_bytes()).decode()
+        page.add_script_tag(type="module", content=READ % source)
+        page.wait_for_function("() => Boolean(window.read)")
+        yield page
+
+
+def read_by_console(page: Page, chunks: list[bytes]) -> Any:
+    return page.evaluate("chunks => read(chunks)", [base64.b64encode(chunk).decode() for chunk in chunks])
+
+
+@needs_chromium
+@fuzz
+@given(any_bytes([EVENTS]), st.integers(1, 20))
+def test_the_console_reads_anything_to_an_end(page: Page, data: bytes, size: int) -> None:
+    seen = read_by_console(page, [data[at : at + size] for at in range(0, len(data), size)])
+    assert seen["end"] == "done" or seen["end"].split(":")[0] in {"SyntaxError", "Error", "TypeError"}
+
+
+@needs_chromium
+@fuzz
+@given(st.lists(st.integers(0, 400)))
+def test_the_console_reads_the_same_however_the_bytes_are_cut(page: Page, cuts: list[int]) -> None:
+    data = 'data: {"text":"ein Käse 🧀"}\n\n'.encode() + EVENTS
+    ends = [0, *sorted(cut for cut in cuts if cut < len(data)), len(data)]
+    seen = read_by_console(page, [data[a:b] for a, b in itertools.pairwise(ends)])
+    assert seen["end"] == "done"
+    assert [value.get("text") for value in seen["values"]] == ["ein Käse 🧀", "a", ""]

@@ -1,4 +1,3 @@
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -44,13 +43,16 @@ def test_haproxy_opens_its_statistics_to_this_machine_only(tmp_path: Path) -> No
     config = tmp_path / "haproxy.cfg"
     config.write_text("frontend a\n    bind :9101\n    bind 10.0.0.1:8000\nlisten stats\n  bind *:8404\n")
     done = subprocess.run([command, "-db", "-f", str(config)], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["-db", "-f", str(config)]
+    assert done.stdout.split() == ["-dS", "-db", "-f", str(config)]
     binds = [line.strip() for line in config.read_text().splitlines() if "bind" in line]
     assert binds == ["bind 127.0.0.1:9101", "bind 10.0.0.1:8000", "bind 127.0.0.1:8404"]
 
 
 def test_haproxy_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
-    command = haproxy_settings(tmp_path, shutil.which("sleep") or "")["RAY_SERVE_HAPROXY_BINARY_PATH"]
+    script = tmp_path / "haproxy-that-sleeps"
+    script.write_text("#!/bin/sh\nexec sleep 1000\n")
+    script.chmod(0o700)
+    command = haproxy_settings(tmp_path, str(script))["RAY_SERVE_HAPROXY_BINARY_PATH"]
     starter = (
         f"import subprocess, time; print(subprocess.Popen([{command!r}, '1000']).pid, flush=True); time.sleep(1000)"
     )

