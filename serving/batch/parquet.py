@@ -6,17 +6,17 @@ its metadata: so a second start knows it. Neither is ever read whole.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import fsspec  # type: ignore[import-untyped]
 import msgspec
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
+from serving.batch.places import UNREADABLE, locate
 from serving.batch.rows import Row, Task
 from serving.errors import OperatorError
 
@@ -35,6 +35,9 @@ VECTORS = pa.schema([("embedding", pa.list_(pa.float32())), ("prompt_tokens", pa
 """The same of embeddings."""
 
 _BATCH_ROWS = 256
+GROUP_ROWS = 8192
+GROUP_BYTES = 32 << 20
+"""A row group of the output ends with the batch that reaches either."""
 _JOB = b"gangway.job"
 
 
@@ -72,7 +75,7 @@ def open_parquet(address: str, column: str | None, parameters: str | None) -> Pa
     """See that the column is there, and holds what can be asked. `parameters`: JSON. Raises `OperatorError`."""
     with _opened(address) as file:
         names, rows, schema = file.schema_arrow.names, file.metadata.num_rows, file.schema_arrow
-        version = f"{rows}/{file.metadata.serialized_size}/{_modified(address)}"
+        version = f"{rows}/{file.metadata.serialized_size}/{locate(address).version()}"
     if column is None or column not in names:
         asked = "a Parquet input needs --column" if column is None else f"{address} has no column {column}"
         raise OperatorError(f"{asked}; its columns: {', '.join(names)}")
@@ -124,9 +127,27 @@ def _join(source: ParquetSource, lines: BinaryIO, stream: BinaryIO, job: str, ad
         carried = file.schema_arrow
     schema = pa.schema([*carried, *added], metadata={**(carried.metadata or {}), _JOB: job.encode()})
     with pq.ParquetWriter(stream, schema) as writer:
-        for batch in source.batches():
-            answers = pa.RecordBatch.from_pylist([_answer(next(lines)) for _ in range(batch.num_rows)], added)
-            writer.write_batch(pa.RecordBatch.from_arrays([*batch.columns, *answers.columns], schema=schema))
+        for group in _groups(_answered(source, lines, schema, added)):
+            writer.write_table(pa.Table.from_batches(group, schema))
+
+
+def _answered(source: ParquetSource, lines: BinaryIO, schema: pa.Schema, added: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """Each batch with its answers' columns."""
+    for batch in source.batches():
+        answers = pa.RecordBatch.from_pylist([_answer(next(lines)) for _ in range(batch.num_rows)], added)
+        yield pa.RecordBatch.from_arrays([*batch.columns, *answers.columns], schema=schema)
+
+
+def _groups(batches: Iterable[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]:
+    """What becomes a row group each."""
+    group: list[pa.RecordBatch] = []
+    for batch in batches:
+        group.append(batch)
+        if sum(len(one) for one in group) >= GROUP_ROWS or sum(one.nbytes for one in group) >= GROUP_BYTES:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def _answer(line: bytes) -> dict[str, Any]:
@@ -143,18 +164,11 @@ def _answer(line: bytes) -> dict[str, Any]:
 @contextmanager
 def _opened(address: str) -> Iterator[pq.ParquetFile]:
     try:
-        system, path = fsspec.core.url_to_fs(address)
         # Without pre_buffer=False the first batch would wait until all row groups are in memory.
-        with system.open(path, "rb") as stream, pq.ParquetFile(stream, pre_buffer=False) as file:
+        with locate(address).open() as stream, pq.ParquetFile(stream, pre_buffer=False) as file:
             yield file
-    except (pa.ArrowException, OSError, ValueError, ImportError) as error:
+    except (pa.ArrowException, *UNREADABLE) as error:
         raise OperatorError(f"cannot read {address}: {error}") from error
-
-
-def _modified(address: str) -> str:
-    system, path = fsspec.core.url_to_fs(address)
-    info: dict[str, Any] = system.info(path)
-    return next((str(info[key]) for key in ("ETag", "etag", "mtime", "LastModified") if key in info), "")
 
 
 def _values(file: pq.ParquetFile, column: str, offset: int) -> Iterator[Any]:

@@ -1,6 +1,6 @@
 """The input as a stream of rows: never read whole, and begun anywhere that a checkpoint says.
 
-JSON Lines, from a local file or any address that fsspec knows. Empty lines are no rows.
+JSON Lines, from any address that `places` knows. Empty lines are no rows.
 """
 
 import io
@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import fsspec  # type: ignore[import-untyped]
-
+from serving.batch.places import UNREADABLE, Place, locate
 from serving.batch.rows import Row
 from serving.errors import OperatorError
 
@@ -31,7 +30,7 @@ class Source:
     def rows(self, number: int, offset: int) -> Iterator[Row]:
         """The rows from byte `offset` on, where row `number` begins. Raises `OperatorError`."""
         try:
-            with _open(self.address) as stream:
+            with _open(locate(self.address)) as stream:
                 stream.seek(offset)
                 for data, end in self._lines(stream, offset):
                     if data.strip():
@@ -51,22 +50,20 @@ class Source:
 def open_source(address: str, max_line_bytes: int) -> Source:
     """See that the input is there. Raises `OperatorError`; also when it holds no rows."""
     try:
-        system, path = fsspec.core.url_to_fs(address)
-        info: dict[str, Any] = system.info(path)
-    except (OSError, ValueError, ImportError) as error:
+        place = locate(address)
+        info = place.info()
+    except UNREADABLE as error:
         raise OperatorError(f"cannot read {address}: {error}") from error
     if info["type"] != "file":
         raise OperatorError(f"cannot read {address}: it is a {info['type']}, not a file")
-    version = next((str(info[key]) for key in ("ETag", "etag", "mtime", "LastModified") if key in info), "")
-    source = Source(address, int(info["size"]), version, max_line_bytes)
+    source = Source(address, int(info["size"]), place.version(), max_line_bytes)
     if next(source.rows(0, 0), None) is None:
         raise OperatorError(f"{address} has no rows")
     return source
 
 
-def _open(address: str) -> io.BufferedReader:
-    system, path = fsspec.core.url_to_fs(address)
-    return io.BufferedReader(_Raw(system.open(path, "rb")), _BUFFER_BYTES)
+def _open(place: Place) -> io.BufferedReader:
+    return io.BufferedReader(_Raw(place.open()), _BUFFER_BYTES)
 
 
 class _Raw(io.RawIOBase):

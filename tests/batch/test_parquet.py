@@ -10,7 +10,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import pytest
 
-from serving.batch.parquet import ANSWERS, VECTORS, is_output_of, join, open_parquet, require_new_columns
+from serving.batch.parquet import ANSWERS, GROUP_BYTES, VECTORS, is_output_of, join, open_parquet, require_new_columns
 from serving.errors import OperatorError
 
 ROWS = 700
@@ -98,6 +98,36 @@ def test_answers_are_joined_to_their_rows_and_the_job_is_known_by_its_output(tab
     assert is_output_of(output, "a")
     assert not is_output_of(output, "b")
     assert not is_output_of(answers, "a")
+
+
+@pytest.mark.parametrize(("rows", "characters", "groups"), [(20_000, 1, [8192, 8192, 3616]), (3000, 20_000, None)])
+def test_the_outputs_row_groups_are_large_and_bounded(
+    tmp_path: Path, rows: int, characters: int, groups: list[int] | None
+) -> None:
+    path, answers, output = tmp_path / "in.parquet", tmp_path / "lines", tmp_path / "out.parquet"
+    pq.write_table(pa.table({"ask": ["x" * characters] * rows}), path)
+    answers.write_text('{"error": {"message": "m"}}\n' * rows)
+    join(open_parquet(str(path), "ask", None), answers, output, "a", ANSWERS)
+    metadata = pq.read_metadata(output)
+    found = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    assert sum(found) == rows
+    assert found == groups if groups else max(found) * characters <= GROUP_BYTES + 256 * characters
+
+
+def test_a_file_without_rows_is_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "in.parquet"
+    pq.write_table(pa.table({"ask": pa.array([], pa.string())}), path)
+    with pytest.raises(OperatorError, match="has no rows"):
+        open_parquet(str(path), "ask", None)
+
+
+def test_an_output_that_cannot_be_written_leaves_nothing(table: Path, tmp_path: Path) -> None:
+    answers, folder = tmp_path / "lines", tmp_path / "folder"
+    answers.write_text('{"error": {"message": "m"}}\n' * ROWS)
+    (folder / "out.parquet").mkdir(parents=True)  # a folder has the output's name
+    with pytest.raises(OperatorError, match="cannot write"):
+        join(open_parquet(str(table), "ask", None), answers, folder / "out.parquet", "a", ANSWERS)
+    assert [file.name for file in folder.iterdir()] == ["out.parquet"]
 
 
 def test_vectors_become_a_list_column(table: Path, tmp_path: Path) -> None:
