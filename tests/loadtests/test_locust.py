@@ -51,6 +51,21 @@ def test_the_search_for_saturation_prints_the_rate_that_held(server: Server, tmp
     assert int(rows(results)["total", "open"]["Request Count"]) < 110  # 60 in 3 s; new sources come without a burst
 
 
+def test_the_same_seed_sends_the_same_prompts_and_another_seed_others(server: Server, tmp_path: Path) -> None:
+    def sent(seed: int) -> list[list[int]]:
+        assert server.group.engine is not None
+        before = len(server.group.engine.submitted)
+        options = "--tags", "chat", "--users", "1", "--run-time", "4s", "--seed", str(seed)
+        run_locust(server.url, tmp_path / "load", *options)
+        return [submit.prompt for submit in server.group.engine.submitted[before:]]
+
+    first, again, other = sent(7), sent(7), sent(8)
+    both = min(len(first), len(again))
+    assert both >= 2
+    assert first[:both] == again[:both]
+    assert first[0] != other[0]
+
+
 def test_a_tag_that_no_user_has_is_wrong_usage(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="no user has one of the tags nothing"):
         run_locust("http://127.0.0.1:1", tmp_path / "load", "--tags", "nothing", "--run-time", "1s")
