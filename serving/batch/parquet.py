@@ -16,7 +16,7 @@ import msgspec
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
-from serving.batch.places import UNREADABLE, locate
+from serving.batch.places import UNREADABLE, locate, version_of
 from serving.batch.rows import Row, Task
 from serving.errors import OperatorError
 
@@ -75,7 +75,7 @@ def open_parquet(address: str, column: str | None, parameters: str | None) -> Pa
     """See that the column is there, and holds what can be asked. `parameters`: JSON. Raises `OperatorError`."""
     with _opened(address) as file:
         names, rows, schema = file.schema_arrow.names, file.metadata.num_rows, file.schema_arrow
-        version = f"{rows}/{file.metadata.serialized_size}/{locate(address).version()}"
+        version = f"{rows}/{file.metadata.serialized_size}/{version_of(locate(address).info())}"
     if column is None or column not in names:
         asked = "a Parquet input needs --column" if column is None else f"{address} has no column {column}"
         raise OperatorError(f"{asked}; its columns: {', '.join(names)}")

@@ -30,11 +30,6 @@ class Place:
         info: dict[str, Any] = self.system.info(self.path)
         return info
 
-    def version(self) -> str:
-        """Changes when the content does, as far as the file system tells."""
-        info = self.info()
-        return next((str(info[key]) for key in ("ETag", "etag", "mtime", "LastModified") if info.get(key)), "")
-
 
 def locate(address: str) -> Place:
     """The place of an address, which need not exist. Raises one of `UNREADABLE`."""
@@ -45,3 +40,8 @@ def locate(address: str) -> Place:
             raise
     system, path = pyarrow.fs.FileSystem.from_uri(address)
     return Place(ArrowFSWrapper(system), path)
+
+
+def version_of(info: dict[str, Any]) -> str:
+    """Changes when the content does, as far as the file system tells."""
+    return next((str(info[key]) for key in ("ETag", "etag", "mtime", "LastModified") if info.get(key)), "")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from serving.batch.places import UNREADABLE, Place, locate
+from serving.batch.places import UNREADABLE, Place, locate, version_of
 from serving.batch.rows import Row
 from serving.errors import OperatorError
 
@@ -50,13 +50,12 @@ class Source:
 def open_source(address: str, max_line_bytes: int) -> Source:
     """See that the input is there. Raises `OperatorError`; also when it holds no rows."""
     try:
-        place = locate(address)
-        info = place.info()
+        info = locate(address).info()
     except UNREADABLE as error:
         raise OperatorError(f"cannot read {address}: {error}") from error
     if info["type"] != "file":
         raise OperatorError(f"cannot read {address}: it is a {info['type']}, not a file")
-    source = Source(address, int(info["size"]), place.version(), max_line_bytes)
+    source = Source(address, int(info["size"]), version_of(info), max_line_bytes)
     if next(source.rows(0, 0), None) is None:
         raise OperatorError(f"{address} has no rows")
     return source

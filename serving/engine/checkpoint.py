@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from serving.errors import ModelError
 
@@ -110,23 +110,33 @@ def _indexed_files(index: Path) -> tuple[Path, ...]:
     return tuple(index.parent / name for name in names)
 
 
+def parse_header(file: Path, stream: BinaryIO) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file, and where its data begins.
+
+    Raises `ModelError` for one that is cut short, `ValueError` for one that is no JSON, `OSError`.
+    """
+    size = file.stat().st_size
+    length = int.from_bytes(stream.read(8), "little")
+    if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+        raise ModelError(
+            f"{file}: not a safetensors file, or cut short: its header would take {length} bytes of {size}"
+        )
+    header: dict[str, Any] = json.loads(stream.read(length))
+    return header, 8 + length
+
+
 def _read_header(file: Path) -> dict[str, StoredTensor]:
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
-                raise ModelError(
-                    f"{file}: not a safetensors file, or cut short: its header would take {length} bytes of {size}"
-                )
-            header = json.loads(stream.read(length))
+            header, begin = parse_header(file, stream)
             entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
             ends = [_end(entry) for entry in entries.values()]
     except OSError as error:
         raise ModelError(f"{file}: cannot be read: {error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{file}: its safetensors header is broken: {error!r}") from error
-    whole = 8 + length + max(ends, default=0)
+    whole = begin + max(ends, default=0)
     if size != whole:
         raise ModelError(f"{file}: has {size} bytes where its header says {whole}; was its download cut short?")
     return {name: StoredTensor(name, file, entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()}

@@ -2,12 +2,15 @@
 
 import contextlib
 import ctypes
+import math
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
+_CACHE_LINE = 64
+"""Bytes."""
 _MMAP_THRESHOLD = -3
 """mallopt's name of the size from which a block is mapped by itself, and so returned when it is freed."""
 _WHILE_LOADING = 1 << 20
@@ -26,6 +29,18 @@ def mapped(size: int, *, huge: bool = False) -> Tensor:
         with contextlib.suppress(OSError):  # a kernel without them: the same memory, slower
             room.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(room, dtype=torch.uint8)[:size]
+
+
+def side_by_side(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Zeros of these shapes in one huge mapping, each at a cache line's beginning."""
+    starts, end = {}, 0
+    for name, shape in shapes.items():
+        starts[name] = end
+        end += -(-math.prod(shape) * dtype.itemsize // _CACHE_LINE) * _CACHE_LINE
+    whole = mapped(end, huge=True).view(dtype)
+    return {
+        name: whole[starts[name] // dtype.itemsize :][: math.prod(shape)].view(shape) for name, shape in shapes.items()
+    }
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from serving.engine.attend import Attend, AttentionSpec
 from serving.engine.checkpoint import open_checkpoint
 from serving.engine.collectives import Collectives
 from serving.engine.families import eos_token_ids, kv_replicas, read_config
-from serving.engine.host_memory import mapped
+from serving.engine.host_memory import side_by_side
 from serving.engine.shard_cache import ShardCache, shard_key
 from serving.engine.sharded_model import ShardedModel
 from serving.engine.skeleton import build_skeleton
@@ -29,8 +29,6 @@ from serving.engine.weights import Plan, SliceReader
 from serving.errors import ModelError
 
 __all__ = ["Attend", "AttentionSpec", "ShardedModel", "import_deepspeed", "init_deepspeed", "load_model"]
-
-CACHE_LINE = 64
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +132,7 @@ def _fill(
     """Give the parameters their values: from the kept shard if there is one, else from the checkpoint, keeping them."""
     weights = _rooms({name: part.shape for name, part in plan.items()}, model.dtype, device)
     total, loaded = sum(weight.nbytes for weight in weights.values()), 0
-    if cache is None or not cache.load(weights, lambda loaded: progress(loaded, total)):
+    if cache is None or not cache.load(weights, lambda read: progress(read, total)):
         reader = SliceReader()
         for name, part in plan.items():
             weights[name].copy_(reader.read(part, model.dtype))
@@ -147,21 +145,10 @@ def _fill(
 
 
 def _rooms(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
-    """Unfilled tensors of these shapes; on a CPU side by side in huge pages, each at a cache line's beginning."""
-    sizes = {name: torch.Size(shape).numel() * dtype.itemsize for name, shape in shapes.items()}
-    if device.type != "cpu":
-        return {name: torch.empty(shape, dtype=dtype, device=device) for name, shape in shapes.items()}
-    whole = mapped(sum(map(_whole_lines, sizes.values())), huge=True)
-    rooms, start = {}, 0
-    for name, shape in shapes.items():
-        rooms[name] = whole[start : start + sizes[name]].view(dtype).view(shape)
-        start += _whole_lines(sizes[name])
-    return rooms
-
-
-def _whole_lines(size: int) -> int:
-    """`size` bytes in whole cache lines."""
-    return -(-size // CACHE_LINE) * CACHE_LINE
+    """Unfilled tensors of these shapes."""
+    if device.type == "cpu":
+        return side_by_side(shapes, dtype)
+    return {name: torch.empty(shape, dtype=dtype, device=device) for name, shape in shapes.items()}
 
 
 @contextlib.contextmanager

@@ -21,8 +21,9 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from serving.engine.checkpoint import Checkpoint
+from serving.engine.checkpoint import Checkpoint, parse_header
 from serving.engine.weights import Plan
+from serving.errors import ModelError
 
 VERSION = 1
 ALIGNMENT = 64
@@ -46,7 +47,7 @@ class ShardCache:
             return False
         try:
             self._read(tensors, progress)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, ModelError) as error:
             logger.warning("%s: the kept shard is broken and will be made anew: %s", self.file, error)
             self._remove()
             return False
@@ -73,10 +74,7 @@ class ShardCache:
     def _read(self, tensors: Mapping[str, Tensor], progress: Callable[[int], None]) -> None:
         loaded = 0
         with self.file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if length > self.file.stat().st_size:
-                raise ValueError(f"its header would take {length} bytes")
-            header = json.loads(stream.read(length))
+            header, begin = parse_header(self.file, stream)
             checksums = json.loads(header["__metadata__"]["crc32"])
             for name, tensor in tensors.items():
                 stored = header[name]
@@ -84,7 +82,7 @@ class ShardCache:
                     raise ValueError(f"{name} is {stored['dtype']} {stored['shape']}")
                 host = tensor if tensor.device.type == "cpu" else torch.empty_like(tensor, device="cpu")
                 content = _bytes(host)
-                stream.seek(8 + length + stored["data_offsets"][0])
+                stream.seek(begin + stored["data_offsets"][0])
                 if stream.readinto(content) != content.nbytes or zlib.crc32(content) != checksums[name]:
                     raise ValueError(f"the checksum of {name} is wrong")
                 tensor.copy_(host)

@@ -36,8 +36,9 @@ MAX_CONNECTIONS = 20_000
 """Clients that may be connected at once, if the process may open that many files. With Serve's own 4096, as many idle
 connections would keep everybody else out."""
 
-REQUESTS_AT_ONCE = 4_000
-"""That HAProxy passes on; far more than the gateway takes before it answers 429."""
+REQUESTS_AT_ONCE = 8_000
+"""That HAProxy passes on. Those beyond get an error from it, and not the gateway's own 429, so this must be more than
+`engine.max_running` and `http.max_waiting` together, which are some hundreds unless set."""
 
 FILES_BESIDES = 512
 """What it opens besides, with room to spare."""

@@ -23,6 +23,7 @@ HEADERS_S = 10
 haproxy has no limit of its own, and `timeout client` begins anew with every byte."""
 
 DEFAULTS = re.compile(r"^defaults$", re.MULTILINE)
+GLOBAL = re.compile(r"^global$", re.MULTILINE)
 
 
 def patience_bounded(config: str) -> str:
@@ -32,11 +33,8 @@ def patience_bounded(config: str) -> str:
     return DEFAULTS.sub(f"defaults\n    timeout http-request {HEADERS_S}s", config)
 
 
-GLOBAL = re.compile(r"^global$", re.MULTILINE)
-
-
 def idle_welcome(config: str, requests: int) -> str:
-    """The haproxy configuration with so many requests passed on at once; those beyond wait, and are answered 503 then.
+    """The haproxy configuration with so many requests passed on at once; those beyond wait, and then get an error.
 
     Without that limit every client is reckoned with as if it had asked, which takes two files and more, and so idle
     ones are few; the check of that reckoning (strict-limits) goes with it.
@@ -60,7 +58,7 @@ def mended(config: str, requests: int) -> str:
 def main(binary: str, requests: str, *arguments: str) -> None:
     """Mend the configuration that is among the arguments, tie this process to its parent, and become haproxy.
 
-    Without splicing (-dS): the pipes for it are files as well, and events of a hundred bytes gain nothing by it.
+    Without splicing (-dS), as the pipes for it are files as well.
     """
     for path in map(Path, arguments):
         if path.suffix == ".cfg":

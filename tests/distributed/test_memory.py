@@ -13,6 +13,7 @@ from serving.config import load_config
 from serving.engine.collectives import Collectives
 from serving.engine.engine import build_engine
 from tests.distributed.ranks import RankPool
+from tests.engine.smaps import flags_of, needs_huge_pages
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +57,23 @@ def measure(collectives: Collectives, folder: Path, cache: Path | None) -> dict[
     gc.collect()
     private = process.memory_full_info().uss
     return {"private": private - idle, "peak": peak - idle_resident, "shard": engine.shard_bytes}
+
+
+def flags_of_all_weights(collectives: Collectives, folder: Path) -> list[list[str]]:
+    """On a rank: the kernel's flags of the memory that each weight lies in."""
+    config = load_config({"model": {"path": str(folder), "shard_cache": None}})
+    engine = build_engine(config, collectives, generation=1, device=torch.device("cpu"))
+    return [flags_of(weight) for weight in engine._model.parameters()]
+
+
+@needs_huge_pages
+def test_weights_lie_in_huge_pages(model_350m: Path) -> None:
+    pool = RankPool(2)
+    try:
+        ranks = pool.run(flags_of_all_weights, model_350m)
+    finally:
+        pool.close()
+    assert all(flags and all("hg" in of_one for of_one in flags) for flags in ranks)
 
 
 @pytest.mark.parametrize("cached", [False, True])

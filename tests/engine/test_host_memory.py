@@ -1,28 +1,13 @@
 """Mapped memory reads as zeros, takes pages only when written, and asks for huge ones where told to."""
 
-from pathlib import Path
-
 import psutil
 import pytest
 import torch
-from torch import Tensor
 
-from serving.engine.host_memory import mapped
+from serving.engine.host_memory import mapped, side_by_side
+from tests.engine.smaps import flags_of, needs_huge_pages
 
 SIZE = 256 << 20
-
-
-def flags_of(tensor: Tensor) -> list[str]:
-    """The kernel's flags of the mapping that `tensor` lies in."""
-    inside = False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        first, _, rest = line.partition(" ")
-        if "-" in first:
-            start, end = (int(part, 16) for part in first.split("-"))
-            inside = start <= tensor.data_ptr() < end
-        elif inside and first == "VmFlags:":
-            return rest.split()
-    raise AssertionError("no such mapping")
 
 
 @pytest.mark.parametrize("huge", [False, True])
@@ -40,9 +25,7 @@ def test_nothing_can_be_mapped() -> None:
     assert mapped(0).numel() == 0
 
 
-@pytest.mark.skipif(
-    not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="needs a kernel with transparent huge pages"
-)
+@needs_huge_pages
 def test_huge_pages_are_asked_for_where_told_to() -> None:
     small, huge = mapped(SIZE), mapped(SIZE, huge=True)
     assert "hg" in flags_of(huge)
@@ -53,3 +36,14 @@ def test_memory_lives_as_long_as_a_view_of_it() -> None:
     view = mapped(1 << 20)[8:16].view(torch.float32)
     view.fill_(2.5)
     assert view.tolist() == [2.5, 2.5]
+
+
+def test_tensors_lie_side_by_side_at_lines_of_their_own() -> None:
+    shapes = {"a": (3, 5), "b": (0, 4), "c": (), "d": (64,)}
+    rooms = side_by_side(shapes, torch.bfloat16)
+    assert {name: tuple(room.shape) for name, room in rooms.items()} == shapes
+    for number, room in enumerate(rooms.values()):
+        assert room.data_ptr() % 64 == 0
+        room.fill_(number)
+    for number, room in enumerate(rooms.values()):
+        assert bool((room == number).all())

@@ -11,7 +11,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -130,10 +130,9 @@ def talk(front: Proxy, pieces: Iterable[bytes]) -> bytes:
         sender = threading.Thread(target=send)
         sender.start()
         try:
-            while piece := client.recv(65536):
-                said += piece
-        except ConnectionError:
-            pass
+            with suppress(ConnectionError):  # a reset is an end as well
+                while piece := client.recv(65536):
+                    said += piece
         finally:
             with suppress(OSError):  # the other side was first
                 client.shutdown(socket.SHUT_RDWR)
@@ -220,6 +219,31 @@ async def test_others_are_answered_beside_idle_connections_which_end_and_leave_m
         with one:
             said = await asyncio.to_thread(one.recv, 65536)
             assert b" 408 " in said or said == b""
+
+
+def test_requests_beyond_those_that_are_passed_on_get_an_error_and_idle_clients_do_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.runtime.environment.REQUESTS_AT_ONCE", 2)
+    config = make_config("http.body_timeout_s=60")
+    with fake_group() as group, listening(group, config) as server, ExitStack() as held:
+        front = held.enter_context(proxy(tmp_path, server, timeout_queue_s=1))
+
+        def connect() -> socket.socket:
+            return held.enter_context(socket.create_connection(("127.0.0.1", front.port), 20))
+
+        for _ in range(20):
+            connect()
+        assert front.answers()
+        holding = [connect() for _ in range(2)]
+        for client in holding:
+            client.sendall(HEAD + b"Content-Length: 10\r\n\r\n")
+        eventually(lambda: not front.answers(), 20)
+        assert httpx.get(f"{front.url}/healthz", timeout=20).status_code in {500, 503}
+        for client in holding:
+            client.close()
+        eventually(front.answers, 20)
+        assert front.process.is_running()
 
 
 async def test_a_stream_that_pauses_for_longer_than_a_client_may_be_silent_goes_on(front: Proxy) -> None:
