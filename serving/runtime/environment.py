@@ -25,9 +25,10 @@ CALM = {
     "RAY_task_events_report_interval_ms": "0",
     "RAY_enable_metrics_collection": "0",
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 """Less of what an embedded cluster does all the time on the cores that compute: histories and measurements that nobody
-there can ask for, and Serve's look at its replicas ten times a second."""
+there can ask for, Serve's look at its replicas ten times a second, and Train's for nodes about to be taken away."""
 
 HAPROXY_THREADS = 2
 """It needs a tenth of a core for hundreds of events a second."""

@@ -10,6 +10,8 @@ import ray.train
 from ray import PlacementGroupID
 from ray.exceptions import RayActorError
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.util import remove_placement_group
 from ray.util.placement_group import PlacementGroup
@@ -60,8 +62,8 @@ class FailureWatch(ray.train.UserCallback):  # type: ignore[misc]
 class Release(WorkerGroupCallback):  # type: ignore[misc]
     """In the Train controller: gives back what the last generation held, where Train has not.
 
-    It forgets a group that broke while it was started, and its own cleaner for lost controllers needs Ray's dashboard.
-    The next group would wait for ever for what is held for nobody.
+    It forgets a group that broke while it was started, or whose controller was lost. The next group would wait for
+    ever for what is held for nobody.
     """
 
     def __init__(self, group: str) -> None:
@@ -72,6 +74,18 @@ class Release(WorkerGroupCallback):  # type: ignore[misc]
         held = RegistryClient(self._group).changed().placement_group
         if held is not None:
             remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(held))))
+
+
+class GroupTrainer(TorchTrainer):  # type: ignore[misc]
+    """Train's, without two actors that a group has no use for: there are no datasets, and `Release` gives back what a
+    lost controller held, where Train's own cleaner needs Ray's dashboard and, without it, stays for ever.
+
+    Each of Ray's processes wakes a hundred times a second with nothing to do, which counts where two cores compute.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        needless = PlacementGroupCleanerCallback, DatasetsCallback
+        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, needless)]
 
 
 def run_group(config: Config, *, deploys: bool) -> None:
@@ -106,14 +120,14 @@ def _run_once(config: Config, registry: RegistryClient, *, deploys: bool) -> boo
     return True
 
 
-def make_trainer(config: Config, *, deploys: bool) -> TorchTrainer:
+def make_trainer(config: Config, *, deploys: bool) -> GroupTrainer:
     """The Train run of this group. How often it may restart is the registry's decision, so Train's own limits are off.
 
     A start that fails is tried again as well: it may wait for a node that fits.
     """
     parallel = config.parallel
     resources = {"CPU": parallel.cpus_per_rank} | ({"GPU": parallel.gpus_per_rank} if parallel.gpus_per_rank else {})
-    return TorchTrainer(
+    return GroupTrainer(
         run_rank,
         train_loop_config={"config": config.model_dump(mode="json"), "deploys": deploys},
         torch_config=GroupTorchConfig(group=config.name),
