@@ -1,6 +1,6 @@
 """The crowd of streams, against the application over a fake engine that has few places."""
 
-from loadtests.many_streams import run
+from loadtests.many_streams import Others, run
 from tests.api.conftest import listening
 from tests.fake_engine import fake_group
 from tests.gateway.conftest import make_config
@@ -8,7 +8,7 @@ from tests.gateway.conftest import make_config
 
 async def test_each_stream_of_a_crowd_is_complete_or_refused() -> None:
     with fake_group() as group, listening(group, make_config()) as server:
-        ends = await run(server.url, streams=30, seconds=0.2, tokens=8, idle=20)
+        ends = await run(server.url, streams=30, seconds=0.2, tokens=8, others=Others(idle=20, half_sent=20))
     assert set(ends) == {"complete", "refused"}
 
 
