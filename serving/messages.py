@@ -225,6 +225,9 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 # ---------------------------------------------------------------- registry
 
+Purpose = Literal["serve", "application", "batch"]
+"""What a group is for: to put an application before it, to stand behind one that is there, or to compute a batch."""
+
 GroupState = Literal["starting", "loading", "ready", "restarting", "draining", "failed", "stopped"]
 
 
@@ -278,6 +281,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """Token of the command that the group belongs to; None when it belongs to a Serve application."""
     brought_serve: bool = False
     """Serve was started with the group, and may go with it."""
+    progress: dict[str, int] | None = None
+    """How far a batch job is: rows and tokens that count, by name. None when the group serves."""
 
 
 def encode(message: msgspec.Struct) -> bytes:

@@ -18,7 +18,7 @@ from serving.batch.display import BatchDisplay, Meter
 from serving.batch.identity import MAX_SEQUENCES
 from serving.batch.inside import application
 from serving.batch.job import Job
-from serving.batch.ledger import Ledger
+from serving.batch.ledger import Ledger, Progress
 from serving.batch.parquet import ParquetSource
 from serving.batch.rows import Task
 from serving.batch.source import Source
@@ -27,11 +27,12 @@ from serving.errors import GroupFailed, OperatorError
 from serving.gateway.service import Service
 from serving.gateway.tokenizer import Tokenizer
 from serving.runtime.launch import STOP_TIMEOUT_S
-from serving.runtime.registry import RegistryClient, RegistryGroupView, open_registry
+from serving.runtime.registry import UNREACHABLE, RegistryClient, RegistryGroupView, open_registry
 from serving.runtime.session import require_room
 from serving.runtime.supervisor import find_supervisor, start_supervisor
 
 LOOK_S = 0.5
+TELL_S = 5.0
 ROWS_PER_PLACE = 4
 """Rows asked ahead for each that the scheduler computes together."""
 
@@ -57,7 +58,7 @@ class BatchGroup:
             raise OperatorError(f"a group named {name} already runs on this cluster; give this job another name")
         self._registry.remove()
         open_registry(self._config).own(uuid.uuid4().hex, brought_serve=False)
-        self._supervisor = start_supervisor(self._config, deploys=False)
+        self._supervisor = start_supervisor(self._config, batch=True)
         self._outcome = self._supervisor.outcome.remote()
         return self
 
@@ -68,6 +69,12 @@ class BatchGroup:
         if not self._embedded:
             ray.kill(self._supervisor)
             self._registry.remove()
+
+    def advance(self, saved: Progress) -> None:
+        """Tell the group, and through it Ray Train, how far the job is."""
+        names = "rows", "failed", "prompt_tokens", "completion_tokens"
+        with suppress(*UNREACHABLE):  # nothing depends on it, and the next one says it too
+            self._registry.advance({name: getattr(saved, name) for name in names})
 
     async def end(self) -> None:
         """Wait for the group's end, which is a failure: nobody has told it to. Raises `GroupFailed`."""
@@ -94,11 +101,13 @@ async def run_batch(
     window = min(ROWS_PER_PLACE * config.engine.max_running, MAX_SEQUENCES)
     job = Job(rows, application(service, config).post, ledger, window, task)
     await service.start()
-    watching = asyncio.create_task(_watch(service, ledger, display))
+    watching = [asyncio.create_task(_watch(service, ledger, display)), asyncio.create_task(_tell(group, ledger))]
     try:
         await _first_of(_once_ready(service, job, meter), group.end(), _interrupted())
+        await asyncio.to_thread(group.advance, ledger.saved)
     finally:
-        watching.cancel()
+        for watch in watching:
+            watch.cancel()
         await service.stop()
 
 
@@ -116,6 +125,15 @@ async def _watch(service: Service, ledger: Ledger, display: BatchDisplay) -> Non
         if service.uplink.ever_ready:
             display.rows(ledger.progress)
         await asyncio.sleep(LOOK_S)
+
+
+async def _tell(group: BatchGroup, ledger: Ledger) -> None:
+    told: Progress | None = None
+    while True:
+        if ledger.saved != told:
+            told = ledger.saved
+            await asyncio.to_thread(group.advance, told)
+        await asyncio.sleep(TELL_S)
 
 
 async def _interrupted() -> None:

@@ -94,7 +94,8 @@ class Ledger:
         self.progress = progress
         self._output = output
         self._stream = stream
-        self._saved = progress
+        self.saved = progress
+        """What a second start would go on from."""
 
     def append(self, result: Result, end: int) -> None:
         """Take the next row's line. It counts from the next `save` on."""
@@ -104,13 +105,13 @@ class Ledger:
 
     def save(self) -> None:
         """Make all that was appended last: first the lines, then the checkpoint that counts them."""
-        if self.progress == self._saved:
+        if self.progress == self.saved:
             return
         with _writing(self._output):
             self._stream.flush()
             os.fsync(self._stream.fileno())
             _write_progress(self._output, self.progress)
-        self._saved = self.progress
+        self.saved = self.progress
 
     def finish(self) -> None:
         """All rows are here: the output gets its name."""

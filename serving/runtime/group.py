@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ray.util.placement_group import PlacementGroup
 
 from serving.config import Config
 from serving.errors import GroupFailed
+from serving.messages import Purpose
 from serving.runtime.backend import GroupTorchConfig
 from serving.runtime.nursery import through_nursery
 from serving.runtime.reasons import cause_of_death, first_line
@@ -34,6 +36,10 @@ TRAIN_SETTINGS = {
 no trial folders or training metrics. What the user has set stays."""
 
 UNLIMITED = -1
+
+RUNS = Path(tempfile.gettempdir()) / "gangway-runs"
+"""Where Train keeps its runs, by the group's name. A batch job's `ray.train.Result` is read from there."""
+KEPT_CHECKPOINTS = 2
 
 logger = logging.getLogger(__name__)
 
@@ -88,29 +94,30 @@ class GroupTrainer(TorchTrainer):  # type: ignore[misc]
         return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, needless)]
 
 
-def run_group(config: Config, *, deploys: bool) -> None:
+def run_group(config: Config, purpose: Purpose) -> None:
     """Run the group until it is told to stop. Blocks; must be called inside a Ray session.
 
-    `deploys`: rank 0 puts the Serve application in front of it; otherwise that exists already. Raises `GroupFailed`
-    with the first failure's reason when it broke too often or cannot work at all.
+    Raises `GroupFailed` with the first failure's reason when it broke too often or cannot work at all.
     """
     registry = open_registry(config)
     # A rank that is stopped while it loads is noticed by nobody else: its peers wait for it, rightly and for long.
     settings = TRAIN_SETTINGS | {"RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(config.fault.step_timeout_s)}
     for variable, value in settings.items():
         os.environ.setdefault(variable, value)
-    while not _run_once(config, registry, deploys=deploys):
+    while not _run_once(config, registry, purpose):
         logger.warning("the Train run broke; the group is formed anew by another")
 
 
-def _run_once(config: Config, registry: RegistryClient, *, deploys: bool) -> bool:
+def _run_once(config: Config, registry: RegistryClient, purpose: Purpose) -> bool:
     """One Train run to its end. False when it broke and may be tried again. Raises `GroupFailed`.
 
     Train sees to ranks that fail; it does not survive the loss of its controller, nor that of a rank in the moment
-    between the making of the process group and the start of the train function.
+    between the making of the process group and the start of the train function. Nor does it start on what a controller
+    was killed over in the midst of writing; nothing here goes on from that, so it is removed.
     """
+    shutil.rmtree(RUNS / config.name, ignore_errors=True)
     try:
-        make_trainer(config, deploys=deploys).fit()
+        make_trainer(config, purpose).fit()
     except Exception as error:
         lost = isinstance(error, RayActorError)
         reason = f"Train's controller died: {cause_of_death(error)}" if lost else first_line(error)
@@ -120,7 +127,7 @@ def _run_once(config: Config, registry: RegistryClient, *, deploys: bool) -> boo
     return True
 
 
-def make_trainer(config: Config, *, deploys: bool) -> GroupTrainer:
+def make_trainer(config: Config, purpose: Purpose) -> GroupTrainer:
     """The Train run of this group. How often it may restart is the registry's decision, so Train's own limits are off.
 
     A start that fails is tried again as well: it may wait for a node that fits.
@@ -129,7 +136,7 @@ def make_trainer(config: Config, *, deploys: bool) -> GroupTrainer:
     resources = {"CPU": parallel.cpus_per_rank} | ({"GPU": parallel.gpus_per_rank} if parallel.gpus_per_rank else {})
     return GroupTrainer(
         run_rank,
-        train_loop_config={"config": config.model_dump(mode="json"), "deploys": deploys},
+        train_loop_config={"config": config.model_dump(mode="json"), "purpose": purpose},
         torch_config=GroupTorchConfig(group=config.name),
         scaling_config=ray.train.ScalingConfig(
             num_workers=parallel.tensor_parallel_size,
@@ -139,7 +146,8 @@ def make_trainer(config: Config, *, deploys: bool) -> GroupTrainer:
         ),
         run_config=ray.train.RunConfig(
             name=config.name,
-            storage_path=str(Path(tempfile.gettempdir()) / "gangway-runs"),
+            storage_path=str(RUNS),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
             failure_config=ray.train.FailureConfig(max_failures=UNLIMITED, controller_failure_limit=UNLIMITED),
             callbacks=[FailureWatch(config.name), Release(config.name)],
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),

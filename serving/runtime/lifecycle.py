@@ -81,6 +81,10 @@ class Lifecycle:
         if ranks != self.snapshot.ranks:
             self._change(ranks=ranks)
 
+    def advance(self, progress: dict[str, int]) -> None:
+        """The batch job of this group has come so far."""
+        self._change(progress=progress)
+
     def ready(self, generation: int, endpoint: Endpoint) -> None:
         """The generation computes, and rank 0 listens at `endpoint`. Being told twice is nothing special."""
         if generation != self.snapshot.generation or self.snapshot.state not in {"loading", "draining"}:

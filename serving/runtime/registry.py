@@ -89,6 +89,10 @@ class RegistryClient:
         """See `Lifecycle.report`. Does not wait: a report that is lost is followed by another."""
         self._find().tell.remote("report", generation, info)
 
+    def advance(self, progress: dict[str, int]) -> None:
+        """See `Lifecycle.advance`."""
+        self._tell("advance", progress)
+
     def ready(self, generation: int, endpoint: Endpoint) -> None:
         """See `Lifecycle.ready`."""
         self._tell("ready", generation, endpoint)

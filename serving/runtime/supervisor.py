@@ -14,6 +14,7 @@ from ray.exceptions import RayActorError
 from serving.config import Config, load_config
 from serving.errors import GroupFailed
 from serving.logs import set_up
+from serving.messages import Purpose
 from serving.runtime.registry import NAMESPACE, RegistryClient, actor_exists, open_registry
 
 APPLICATION_CHECK_S = 2.0
@@ -29,13 +30,13 @@ def supervisor_name(group: str) -> str:
 class Supervisor:
     """The actor. It runs the group from its construction on, also after Ray has restarted it."""
 
-    def __init__(self, settings: dict[str, Any], application: str | None, deploys: bool = True) -> None:
-        """`deploys`: rank 0 puts a Serve application in front of the group, unless one has asked for it."""
+    def __init__(self, settings: dict[str, Any], purpose: Purpose, application: str | None) -> None:
+        """`application`: the one that has asked for the group, if that is its purpose."""
         self._settings = settings
         self._config = load_config(settings)
         set_up("supervisor", as_json=self._config.observe.log_json)
         self._failure: str | None = None
-        self._run = threading.Thread(target=self._run_group, args=(deploys and application is None,), daemon=True)
+        self._run = threading.Thread(target=self._run_group, args=(purpose,), daemon=True)
         self._run.start()
         if application is not None:
             threading.Thread(target=self._end_with, args=(application,), daemon=True).start()
@@ -49,11 +50,11 @@ class Supervisor:
         self._run.join()
         return self._failure
 
-    def _run_group(self, deploys: bool) -> None:
+    def _run_group(self, purpose: Purpose) -> None:
         from serving.runtime.group import run_group  # imports torch; the actor answers meanwhile
 
         try:
-            run_group(self._config, deploys=deploys)
+            run_group(self._config, purpose)
         except GroupFailed as error:
             self._failure = str(error)
             logger.warning("the group has failed for good: %s", error)
@@ -81,20 +82,22 @@ def _serve_knows(application: str) -> bool:
         return actor_exists(SERVE_CONTROLLER_NAME, SERVE_NAMESPACE)
 
 
-def start_supervisor(config: Config, *, application: str | None = None, deploys: bool = True) -> Any:
+def start_supervisor(config: Config, *, application: str | None = None, batch: bool = False) -> Any:
     """Start the group of this configuration; returns the supervisor's handle.
 
-    It belongs to this process and its node, or, when an `application` is named, to that. Raises `ValueError` when one
+    It belongs to this process and its node, or, when an `application` is named, to that; `batch`: it serves nobody.
+    Raises `ValueError` when one
     of that name lives already.
     """
     open_registry(config)
+    purpose: Purpose = "batch" if batch else "serve" if application is None else "application"
     options: dict[str, Any] = {"name": supervisor_name(config.name), "namespace": NAMESPACE, "num_cpus": 0}
     if application is None:
         options["label_selector"] = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
     else:
         options |= {"lifetime": "detached", "max_restarts": -1}
     actor = ray.remote(Supervisor).options(max_concurrency=4, **options)
-    return actor.remote(config.model_dump(mode="json"), application, deploys)
+    return actor.remote(config.model_dump(mode="json"), purpose, application)
 
 
 def find_supervisor(group: str) -> Any | None:

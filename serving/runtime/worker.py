@@ -9,7 +9,7 @@ import faulthandler
 import logging
 import os
 import threading
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import ray.train
@@ -20,11 +20,12 @@ from serving.config import Config, load_config
 from serving.errors import ModelError, PeerLost
 from serving.link import LinkServer
 from serving.logs import set_up
-from serving.messages import RankInfo, Snapshot
+from serving.messages import Purpose, RankInfo, Snapshot
 from serving.runtime.backend import GENERATION, ONE_MACHINE
 from serving.runtime.nursery import retire
 from serving.runtime.reasons import first_line
 from serving.runtime.registry import UNREACHABLE, RegistryClient
+from serving.runtime.reporter import Reporter
 from serving.runtime.spares import Spares
 from serving.runtime.standing import Standing
 
@@ -39,13 +40,13 @@ logger = logging.getLogger(__name__)
 
 
 def run_rank(settings: dict[str, Any]) -> None:
-    """One rank of one generation, from loading to its end. `settings`: the whole `config`, and `deploys`, see group."""
+    """One rank of one generation, from loading to its end. `settings`: the whole `config`, and its `purpose`."""
     config = load_config(settings["config"])
     rank = Rank(config)
     set_up("rank", rank=rank.standing.info.rank, as_json=config.observe.log_json)
     rank.log("starts", device=rank.standing.info.device)
     try:
-        rank.run(deploys=settings["deploys"])
+        rank.run(settings["purpose"])
     except Exception as error:
         rank.fail(error)
         raise
@@ -71,9 +72,13 @@ class Rank:
         )
         self.standing = Standing(self.registry, self.generation, info)
 
-    def run(self, *, deploys: bool) -> None:
-        """Load, then serve until told to stop."""
+    def run(self, purpose: Purpose) -> None:
+        """Load, then compute until told to stop."""
         torch.set_num_threads(self.config.parallel.cpus_per_rank)
+        with Reporter(self.registry, self.standing.info.rank) if purpose == "batch" else nullcontext():
+            self._compute(deploys=purpose == "serve")
+
+    def _compute(self, *, deploys: bool) -> None:
         if self.standing.info.rank == 0:
             Leader(self, deploys=deploys).run()
         else:

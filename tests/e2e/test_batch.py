@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import ray.train
 import torch
 from transformers import AutoModel, AutoTokenizer
 
+from serving.runtime.group import RUNS
 from tests.batch.kills import Batch, disturbed, run_to_end, undisturbed, write_rows
 from tests.e2e.server import MODEL
 
@@ -22,6 +24,9 @@ def test_a_job_whose_rank_and_then_whose_command_is_killed_writes_the_same_bytes
     lines = [json.loads(line) for line in expected.splitlines()]
     assert [number for number, line in enumerate(lines) if "error" in line] == [3]
     assert len(lines) == ROWS
+    result = ray.train.Result.from_path(str(RUNS / "gangway-batch"))
+    assert result.metrics is not None
+    assert (result.metrics["rows"], result.metrics["failed"]) == (ROWS, 1)
 
 
 @pytest.mark.slow

@@ -63,6 +63,17 @@ def test_a_report_of_an_older_generation_changes_nothing() -> None:
     assert life.snapshot is before
 
 
+def test_how_far_a_job_is_outlives_the_generation_that_computed_it() -> None:
+    life = formed()
+    life.advance({"rows": 3})
+    life.fail(1, "broke")
+    life.form([rank(0), rank(1)])
+    assert life.snapshot.progress == {"rows": 3}
+    forgetful = Lifecycle(LIMITS, Clock())
+    forgetful.restore(life.snapshot)
+    assert forgetful.snapshot.progress == {"rows": 3}
+
+
 def test_a_generation_breaks_once_however_many_ranks_say_so() -> None:
     life = formed()
     assert life.fail(1, "rank 0 broke")
