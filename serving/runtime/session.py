@@ -33,6 +33,7 @@ def ray_session(address: str | None, config: Config, *, verbose: bool, folder: P
             ray.init(address=address, **common)
         else:
             ray.init(address="local", num_cpus=_embedded_cpus(config.parallel), include_dashboard=False, **common)
+            _end_idle_processes(verbose=verbose)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise OperatorError(f"no Ray cluster at {address or 'this machine'}: {error}") from error
     with nullcontext() if address is not None else _guarded(folder):
@@ -40,6 +41,16 @@ def ray_session(address: str | None, config: Config, *, verbose: bool, folder: P
             yield address is None
         finally:
             ray.shutdown()
+
+
+def _end_idle_processes(*, verbose: bool) -> None:
+    """End what an embedded cluster has no use for and Ray no option to leave out: its autoscaler, and the reader of all
+    log files, ten times a second, for a terminal that is shown them only if `verbose`.
+    """
+    node = ray._private.worker._global_node
+    node.kill_monitor()
+    if not verbose:
+        node.kill_log_monitor()
 
 
 @contextmanager

@@ -118,6 +118,11 @@ def test_nothing_but_ray_itself_listens_beyond_loopback(server: Server) -> None:
     assert set(http) == {"127.0.0.1"}
 
 
+def test_no_process_runs_beside_the_group_that_only_wakes(server: Server) -> None:
+    needless = "log_monitor", "_private/monitor", "PlacementGroupCleaner", "DatasetManager", "PreemptionWatcher"
+    assert [title for title in server.titles() if any(name in title for name in needless)] == []
+
+
 def test_a_second_server_on_the_same_port_says_so_and_exits_1(server: Server) -> None:
     second = Server("--set", f"http.port={server.port}")
     try:
