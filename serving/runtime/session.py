@@ -48,9 +48,9 @@ def _end_idle_processes(*, verbose: bool) -> None:
     log files, ten times a second, for a terminal that is shown them only if `verbose`.
     """
     node = ray._private.worker._global_node
-    node.kill_monitor()
+    node.kill_monitor(check_alive=False)
     if not verbose:
-        node.kill_log_monitor()
+        node.kill_log_monitor(check_alive=False)
 
 
 @contextmanager
