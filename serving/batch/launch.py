@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from serving.batch.display import BatchDisplay, Meter
 from serving.batch.identity import MAX_SEQUENCES
@@ -27,7 +27,7 @@ from serving.errors import GroupFailed, OperatorError
 from serving.gateway.service import Service
 from serving.gateway.tokenizer import Tokenizer
 from serving.runtime.launch import STOP_TIMEOUT_S
-from serving.runtime.registry import UNREACHABLE, RegistryClient, RegistryGroupView, open_registry
+from serving.runtime.registry import RegistryClient, RegistryGroupView, open_registry
 from serving.runtime.session import require_room
 from serving.runtime.supervisor import find_supervisor, start_supervisor
 
@@ -73,7 +73,7 @@ class BatchGroup:
     def advance(self, saved: Progress) -> None:
         """Tell the group, and through it Ray Train, how far the job is."""
         names = "rows", "failed", "prompt_tokens", "completion_tokens"
-        with suppress(*UNREACHABLE):  # nothing depends on it, and the next one says it too
+        with suppress(ValueError, RayError):  # nothing depends on it, and the next one says it too
             self._registry.advance({name: getattr(saved, name) for name in names})
 
     async def end(self) -> None:

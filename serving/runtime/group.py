@@ -38,7 +38,9 @@ no trial folders or training metrics. What the user has set stays."""
 UNLIMITED = -1
 
 RUNS = Path(tempfile.gettempdir()) / "gangway-runs"
-"""Where Train keeps its runs, by the group's name. A batch job's `ray.train.Result` is read from there."""
+"""Where Train keeps its runs, by the group's name. Those of batch jobs, whose `ray.train.Result` is read from there, lie
+in a folder of the Ray session: two clusters of one machine may have groups of one name.
+"""
 KEPT_CHECKPOINTS = 2
 
 logger = logging.getLogger(__name__)
@@ -115,7 +117,7 @@ def _run_once(config: Config, registry: RegistryClient, purpose: Purpose) -> boo
     between the making of the process group and the start of the train function. Nor does it start on what a controller
     was killed over in the midst of writing; nothing here goes on from that, so it is removed.
     """
-    shutil.rmtree(RUNS / config.name, ignore_errors=True)
+    shutil.rmtree(_runs(purpose) / config.name, ignore_errors=True)
     try:
         make_trainer(config, purpose).fit()
     except Exception as error:
@@ -125,6 +127,10 @@ def _run_once(config: Config, registry: RegistryClient, purpose: Purpose) -> boo
             return False
         raise GroupFailed(registry.changed().first_failure or reason) from error
     return True
+
+
+def _runs(purpose: Purpose) -> Path:
+    return RUNS / ray.get_runtime_context().get_session_name() if purpose == "batch" else RUNS
 
 
 def make_trainer(config: Config, purpose: Purpose) -> GroupTrainer:
@@ -146,7 +152,7 @@ def make_trainer(config: Config, purpose: Purpose) -> GroupTrainer:
         ),
         run_config=ray.train.RunConfig(
             name=config.name,
-            storage_path=str(RUNS),
+            storage_path=str(_runs(purpose)),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
             failure_config=ray.train.FailureConfig(max_failures=UNLIMITED, controller_failure_limit=UNLIMITED),
             callbacks=[FailureWatch(config.name), Release(config.name)],
