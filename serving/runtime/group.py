@@ -38,8 +38,8 @@ no trial folders or training metrics. What the user has set stays."""
 UNLIMITED = -1
 
 RUNS = Path(tempfile.gettempdir()) / "gangway-runs"
-"""Where Train keeps its runs, by the group's name. Those of batch jobs, whose `ray.train.Result` is read from there, lie
-in a folder of the Ray session: two clusters of one machine may have groups of one name.
+"""Where Train keeps its runs, by the group's name. A batch job's, from which its `ray.train.Result` is read, lies in a
+folder of the Ray session, as two clusters of one machine may have groups of one name.
 """
 KEPT_CHECKPOINTS = 2
 
