@@ -86,8 +86,7 @@ def start_supervisor(config: Config, *, application: str | None = None, batch: b
     """Start the group of this configuration; returns the supervisor's handle.
 
     It belongs to this process and its node, or, when an `application` is named, to that; `batch`: it serves nobody.
-    Raises `ValueError` when one
-    of that name lives already.
+    Raises `ValueError` when one of that name lives already.
     """
     open_registry(config)
     purpose: Purpose = "batch" if batch else "serve" if application is None else "application"
