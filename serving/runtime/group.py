@@ -38,8 +38,8 @@ no trial folders or training metrics. What the user has set stays."""
 UNLIMITED = -1
 
 RUNS = Path(tempfile.gettempdir()) / "gangway-runs"
-"""Where Train keeps its runs, by the group's name. A batch job's, from which its `ray.train.Result` is read, lies in a
-folder of the Ray session, as two clusters of one machine may have groups of one name.
+"""Where Train keeps its runs, by Ray session and group: two clusters of one machine may have groups of one name. The
+`ray.train.Result` of a batch job is read from there.
 """
 KEPT_CHECKPOINTS = 2
 
@@ -117,7 +117,7 @@ def _run_once(config: Config, registry: RegistryClient, purpose: Purpose) -> boo
     between the making of the process group and the start of the train function. Nor does it start on what a controller
     was killed over in the midst of writing; nothing here goes on from that, so it is removed.
     """
-    shutil.rmtree(_runs(purpose) / config.name, ignore_errors=True)
+    shutil.rmtree(_runs() / config.name, ignore_errors=True)
     try:
         make_trainer(config, purpose).fit()
     except Exception as error:
@@ -129,8 +129,8 @@ def _run_once(config: Config, registry: RegistryClient, purpose: Purpose) -> boo
     return True
 
 
-def _runs(purpose: Purpose) -> Path:
-    return RUNS / ray.get_runtime_context().get_session_name() if purpose == "batch" else RUNS
+def _runs() -> Path:
+    return RUNS / str(ray.get_runtime_context().get_session_name())
 
 
 def make_trainer(config: Config, purpose: Purpose) -> GroupTrainer:
@@ -152,7 +152,7 @@ def make_trainer(config: Config, purpose: Purpose) -> GroupTrainer:
         ),
         run_config=ray.train.RunConfig(
             name=config.name,
-            storage_path=str(_runs(purpose)),
+            storage_path=str(_runs()),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
             failure_config=ray.train.FailureConfig(max_failures=UNLIMITED, controller_failure_limit=UNLIMITED),
             callbacks=[FailureWatch(config.name), Release(config.name)],

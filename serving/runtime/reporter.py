@@ -24,8 +24,6 @@ FILE = "progress.json"
 
 logger = logging.getLogger(__name__)
 
-Progress = dict[str, int]
-
 
 class Reporter:
     """Reports inside its `with` block, on every rank of a batch group; the last one at the block's end."""
@@ -55,7 +53,7 @@ class Reporter:
         except Exception as error:  # the job does not depend on it
             logger.warning("Ray Train is told no more how far the job is: %s", first_line(error))
 
-    def _next(self) -> tuple[Progress | None, bool]:
+    def _next(self) -> tuple[dict[str, int] | None, bool]:
         """Rank 0: what is to be reported now, and whether it is the last."""
         last = self._over.wait(self._interval_s)
         try:
@@ -63,7 +61,7 @@ class Reporter:
         except UNREACHABLE:
             return None, last
 
-    def _report(self, progress: Progress) -> None:
+    def _report(self, progress: dict[str, int]) -> None:
         """Together with all ranks. Rank 0 adds a checkpoint, if it reaches the run's folder on the command's node."""
         run = Path(ray.train.get_context().get_storage().experiment_fs_path)
         if not self._leads or not run.is_dir():

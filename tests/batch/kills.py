@@ -120,6 +120,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=10)
     parser.add_argument("--rows", type=int, default=ROWS)
+    parser.add_argument("--victims", nargs="+", choices=VICTIMS, default=list(VICTIMS), help="in turn")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "in.jsonl"
@@ -127,7 +128,7 @@ def main(arguments: Sequence[str]) -> int:
         expected = undisturbed(source, Path(folder) / "expected.jsonl")
         print(f"undisturbed: {len(expected.splitlines())} rows, {len(expected)} bytes", flush=True)
         for round_ in range(options.times):
-            victim, row = list(VICTIMS)[round_ % len(VICTIMS)], random.randrange(1, options.rows // 2)
+            victim, row = options.victims[round_ % len(options.victims)], random.randrange(1, options.rows // 2)
             began = time.monotonic()
             same = disturbed(source, Path(folder) / f"{round_}.jsonl", [(victim, row)]) == expected
             verdict = "the same bytes" if same else "OTHER BYTES"

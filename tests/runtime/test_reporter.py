@@ -1,7 +1,6 @@
 """Reports of how far a batch job is, by two real Train workers."""
 
 import json
-import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from ray.train.torch import TorchTrainer
 from serving.config import load_config
 from serving.runtime.registry import RegistryClient, open_registry
 from serving.runtime.reporter import FILE, Reporter
+from tests.e2e.server import eventually
 
 FIRST, LAST = {"rows": 1, "failed": 0}, {"rows": 9, "failed": 2}
 PATIENCE_S = 30.0
@@ -26,13 +26,10 @@ def rank(settings: dict[str, Any]) -> None:
         if context.get_world_rank() == 0:
             registry.advance(FIRST)
             run = Path(context.get_storage().experiment_fs_path)
-            until = time.monotonic() + PATIENCE_S
-            while not list(run.glob(f"checkpoint_*/{FILE}")) and time.monotonic() < until:
-                time.sleep(0.05)
+            eventually(lambda: any(run.glob(f"checkpoint_*/{FILE}")), PATIENCE_S)
             registry.advance(LAST)
         else:
-            while registry.changed().progress != LAST:
-                time.sleep(0.05)
+            eventually(lambda: registry.changed().progress == LAST, 2 * PATIENCE_S)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own, about Ray's own
