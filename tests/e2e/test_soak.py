@@ -35,9 +35,9 @@ STEP_TIMEOUT_S = 4.0
 SILENCE_S = 9.0
 SAMPLE_EVERY_S = 2.0
 GROWTH_BYTES = 16 * 1024 * 1024 * ((SOAK_S - WARM_UP_S) / (SOAK_S - FIRST_S) if WARM_UP_S > FIRST_S else 1)
-"""Allowed to any process after the warm-up, in CI some 300 requests: 16 MiB over all but the first minute, and its share
-over less, so that a steady leak fails wherever the count begins. Seen was 8 MiB at most, in a rank. A gateway made to
-leak 200 kB a request fails by 56 MiB; one that leaks 20 kB passes, and takes a longer soak."""
+"""Allowed to any process after the warm-up, in CI some 300 requests: 16 MiB over all but the first minute, a share
+of it over less, so that a steady leak fails wherever the count begins. Seen was 8 MiB at most, in a rank. A gateway
+made to leak 200 kB a request fails by 56 MiB; one that leaks 20 kB passes, and takes a longer soak."""
 MIB = 1024 * 1024
 
 ROWS = "plain", "stream", "chat", "document", "burst", "impatient", "wrong"
