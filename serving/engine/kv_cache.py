@@ -27,11 +27,12 @@ def reserve(shape: KVShape, tokens: int, device: torch.device) -> list[tuple[Ten
     """Flat room for keys and values of `tokens` tokens, layer by layer.
 
     It reads as zeros, since a masked place still meets a weight of 0, and 0 times an old NaN would be NaN. On a CPU it
-    is mapped, not filled: a page is only taken when a block in it is first written.
+    is mapped, not filled: a page is only taken when a block in it is first written, a huge one at a time, since blocks
+    are dealt out over the whole room before one is used again.
     """
     size = tokens * shape.kv_heads * shape.head_dim
     if device.type == "cpu":
-        whole = mapped(shape.layers * 2 * size * shape.dtype.itemsize).view(shape.dtype)
+        whole = mapped(shape.layers * 2 * size * shape.dtype.itemsize, huge=True).view(shape.dtype)
     else:
         whole = torch.zeros(shape.layers * 2 * size, dtype=shape.dtype, device=device)
     return [(layer[0], layer[1]) for layer in whole.view(shape.layers, 2, size)]

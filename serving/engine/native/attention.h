@@ -30,15 +30,15 @@ struct Step {
 };
 
 // A rank's cache of one layer. Keys lie as vectors of 16 tokens: [block][kv_head][block_size/16][D/pair][16][pair];
-// values as [block][kv_head][block_size][D]. block_size is a multiple of 16, D of 16.
+// values as vectors of 16 columns: [block][kv_head][block_size/pair][D][pair]. block_size is a multiple of 16, D of 16.
 template <class T> struct Cache {
   T* keys; T* values;
   i64 block_size; i64 kv_heads; i64 dim;
   T* key_group(i64 block, i64 head, i64 offset) const {
     return keys + ((block * kv_heads + head) * block_size + offset / kTokens * kTokens) * dim;
   }
-  T* value(i64 block, i64 head, i64 offset) const {
-    return values + ((block * kv_heads + head) * block_size + offset) * dim;
+  T* value_pair(i64 block, i64 head, i64 offset) const {
+    return values + ((block * kv_heads + head) * block_size + offset / kPair<T> * kPair<T>) * dim;
   }
 };
 
@@ -47,7 +47,8 @@ template <class T> void keep_head(const Cache<T>& c, i64 slot, i64 head, const T
   const i64 block = slot / c.block_size, offset = slot % c.block_size;
   T* group = c.key_group(block, head, offset) + offset % kTokens * pair;
   for (i64 d = 0; d < c.dim; d += pair) memcpy(group + d * kTokens, key + d, sizeof(T) * pair);
-  memcpy(c.value(block, head, offset), value, sizeof(T) * c.dim);
+  T* column = c.value_pair(block, head, offset) + offset % pair;
+  for (i64 d = 0; d < c.dim; d++) column[d * pair] = value[d];
 }
 
 // key, value: [rows] of kv_heads x D, rows `stride` apart.
@@ -70,21 +71,31 @@ template <class T> struct Queries {
   i64 begin, end;                         // what any of them sees
   const int32_t* blocks; i64 head;
   float* scores; i64 stride;              // room for the scores of each, `stride` apart
+  bool fetch;                             // whether keys and values are likely not in the cache
 };
+
+// Keys of 16 tokens, and what may be fetched into the cache meanwhile: keys needed soon, and the same tokens' values.
+// The first row of a sequence does so, or it waits for memory a third of its time; later rows find what that one left.
+template <class T> struct KeyGroup { const T *keys, *soon, *values; };
 
 // Products of Q queries with 16 tokens each of N groups of keys.
 template <int Q, int N, class T>
-inline void multiply_keys(i64 dim, const Queries<T>& qs, const T* const (&keys)[N], __m512 (&acc)[Q][N]) {
+inline void multiply_keys(i64 dim, const Queries<T>& qs, const KeyGroup<T> (&groups)[N], __m512 (&acc)[Q][N]) {
   constexpr int pair = kPair<T>;
   for (int q = 0; q < Q; q++)
     for (int n = 0; n < N; n++) acc[q][n] = _mm512_setzero_ps();
   for (i64 d = 0; d < dim; d += pair)
     for (int n = 0; n < N; n++) {
-      const auto key = load_weights(keys[n] + d * kTokens);
+      const auto key = load_weights(groups[n].keys + d * kTokens);
+      if (qs.fetch) {
+        _mm_prefetch((const char*)(groups[n].soon + d * kTokens), _MM_HINT_T0);
+        _mm_prefetch((const char*)(groups[n].values + d * kTokens), _MM_HINT_T0);
+      }
       for (int q = 0; q < Q; q++) acc[q][n] = multiply_add(acc[q][n], qs.query[q] + d, key);
     }
 }
 
+constexpr i64 kAhead = 4 * kTokens;  // tokens between a key that is multiplied and the one that is fetched
 constexpr float kMasked = -1e30f;
 
 // Bits n to 15, for any n.
@@ -99,8 +110,9 @@ inline __m512 shaped(const Shape& s, __m512 v, i64 t, i64 first, i64 length) {
   return _mm512_mask_blend_ps(seen, _mm512_set1_ps(kMasked), v);
 }
 
-// scores[begin to end] become exp(score - highest); returns their sum, the softmax's denominator.
-inline float exponentials(float* scores, i64 begin, i64 end, float highest) {
+// scores[begin to end] become weights, exp(score - highest), as T and from the same address on; returns their sum, the
+// softmax's denominator.
+template <class T> float exponentials(float* scores, i64 begin, i64 end, float highest) {
   __m512 sum = _mm512_setzero_ps();
   for (i64 t = begin / kTokens * kTokens; t < end; t += kTokens) {
     // What is masked lies far below the peak; exp16 stops at -87, so it is cleared in so many words.
@@ -108,7 +120,7 @@ inline float exponentials(float* scores, i64 begin, i64 end, float highest) {
     const __mmask16 seen = _mm512_cmp_ps_mask(v, _mm512_set1_ps(kMasked), _CMP_GT_OQ);
     const __m512 e = _mm512_maskz_mov_ps(seen, exp16(_mm512_sub_ps(v, _mm512_set1_ps(highest))));
     sum = _mm512_add_ps(sum, e);
-    _mm512_storeu_ps(scores + t, e);
+    store((T*)scores + t, e);  // never past what has been read
   }
   return _mm512_reduce_add_ps(sum);
 }
@@ -124,36 +136,42 @@ void score(const Cache<T>& c, const Shape& s, const Queries<T>& qs, float* denom
     highest[q] = _mm512_max_ps(highest[q], v);
     _mm512_storeu_ps(qs.scores + q * qs.stride + t, v);
   };
+  const auto group = [&](i64 t) {
+    return KeyGroup<T>{keys_of(t), keys_of(std::min(t + kAhead, qs.end - 1)),
+                       c.value_pair(qs.blocks[t / c.block_size], qs.head, t % c.block_size)};
+  };
+  const auto together = [&](i64 t, auto n) {
+    constexpr int N = decltype(n)::value;
+    KeyGroup<T> groups[N];
+    for (int i = 0; i < N; i++) groups[i] = group(t + i * kTokens);
+    __m512 acc[Q][N];
+    multiply_keys(c.dim, qs, groups, acc);
+    for (int q = 0; q < Q; q++)
+      for (int i = 0; i < N; i++) keep_scores(q, t + i * kTokens, acc[q][i]);
+  };
   i64 t = qs.begin / kTokens * kTokens;
-  for (; t + kTokens < qs.end; t += 2 * kTokens) {
-    const T* keys[2] = {keys_of(t), keys_of(t + kTokens)};
-    __m512 acc[Q][2];
-    multiply_keys(c.dim, qs, keys, acc);
-    for (int q = 0; q < Q; q++) keep_scores(q, t, acc[q][0]), keep_scores(q, t + kTokens, acc[q][1]);
-  }
-  if (t < qs.end) {
-    const T* keys[1] = {keys_of(t)};
-    __m512 acc[Q][1];
-    multiply_keys(c.dim, qs, keys, acc);
-    for (int q = 0; q < Q; q++) keep_scores(q, t, acc[q][0]);
-  }
+  for (; t + 3 * kTokens < qs.end; t += 4 * kTokens) together(t, std::integral_constant<int, 4>());
+  for (; t < qs.end; t += kTokens) together(t, std::integral_constant<int, 1>());
   for (int q = 0; q < Q; q++)
-    denominator[q] = exponentials(qs.scores + q * qs.stride, qs.begin, qs.end, _mm512_reduce_max_ps(highest[q]));
+    denominator[q] = exponentials<T>(qs.scores + q * qs.stride, qs.begin, qs.end, _mm512_reduce_max_ps(highest[q]));
 }
 
 // out[q][V * 16 columns] = sum over tokens of weight * value.
 template <int Q, int V, class T>
 void mix(const Cache<T>& c, const Queries<T>& qs, i64 column, const float* denominator) {
+  constexpr int pair = kPair<T>;
   __m512 acc[Q][V];
   for (int q = 0; q < Q; q++)
     for (int v = 0; v < V; v++) acc[q][v] = _mm512_setzero_ps();
-  for (i64 t = qs.begin; t < qs.end; t++) {
-    const T* value = c.value(qs.blocks[t / c.block_size], qs.head, t % c.block_size) + column;
-    __m512 row[V];
-    for (int v = 0; v < V; v++) row[v] = load(value + v * 16);
-    for (int q = 0; q < Q; q++) {
-      const __m512 weight = _mm512_set1_ps(qs.scores[q * qs.stride + t]);
-      for (int v = 0; v < V; v++) acc[q][v] = _mm512_fmadd_ps(weight, row[v], acc[q][v]);
+  for (i64 t = qs.begin / pair * pair; t < qs.end;) {
+    const T* values = c.value_pair(qs.blocks[t / c.block_size], qs.head, t % c.block_size) + column * pair;
+    for (const i64 last = std::min(qs.end, (t / c.block_size + 1) * c.block_size); t < last; t += pair) {
+      decltype(load_weights(values)) row[V];
+      for (int v = 0; v < V; v++) row[v] = load_weights(values + v * 16 * pair);
+      for (int q = 0; q < Q; q++)
+        for (int v = 0; v < V; v++)
+          acc[q][v] = multiply_add(acc[q][v], (const T*)(qs.scores + q * qs.stride) + t, row[v]);
+      values += c.dim * pair;
     }
   }
   for (int q = 0; q < Q; q++)
@@ -191,6 +209,7 @@ void attend_tile(const Attention<T>& a, const Step& s, i64 row, i64 rows, i64 he
   qs.begin = qs.first[0], qs.end = qs.length[n - 1];
   qs.blocks = s.tables + s.table_of[row] * s.table_stride, qs.head = head;
   qs.scores = scores, qs.stride = s.scores_stride;
+  qs.fetch = row == 0 || s.table_of[row - 1] != s.table_of[row];
   switch (n) {
 #define QUERIES(n) case n: attend_queries<n, T>(a.cache, a.shape, qs); break;
     QUERIES(1) QUERIES(2) QUERIES(3) QUERIES(4) QUERIES(5) QUERIES(6)
