@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from serving.config import Config
 from serving.engine import flash
@@ -17,8 +18,8 @@ from serving.engine.broadcast import Broadcast, GroupBroadcast, Loopback
 from serving.engine.collectives import Collectives, make_collectives
 from serving.engine.flash import FlashAttention
 from serving.engine.heartbeat import Heartbeat
-from serving.engine.host_memory import returned_at_once
-from serving.engine.kv_cache import KVCache, KVShape
+from serving.engine.host_memory import populate, returned_at_once
+from serving.engine.kv_cache import KVCache, KVShape, reserve
 from serving.engine.loop import follow, lead
 from serving.engine.model import ShardedModel, init_deepspeed, load_model, unwatched
 from serving.engine.native import attention as native
@@ -59,7 +60,8 @@ class Engine:
         self._model = model
         self._generation = generation
         self._num_blocks = _agreed_blocks(config, model, collectives)
-        self.attention = _attention(config, model, self._num_blocks)
+        self._room = reserve(_kv_shape(model), self._num_blocks * config.engine.block_size, model.device)
+        self.attention = _attention(config, model, self._room)
         sampler = Sampler(collectives, model.vocab_start, model.vocab_end, model.eos_token_ids, model.device)
         self.runner = Runner(model, self.attention, sampler, config.engine.block_size)
         fault = config.fault
@@ -79,6 +81,11 @@ class Engine:
     def heads(self) -> int:
         """Attention heads that this rank computes."""
         return self._model.heads
+
+    def populate(self) -> None:
+        """Take the memory of all keys and values now, not page by page while requests wait; returns before it is done."""
+        if self._room.device.type == "cpu":
+            threading.Thread(target=populate, args=(self._room,), name="populate", daemon=True).start()
 
     def lead(self, link: LinkServer, stop: threading.Event) -> None:
         """Rank 0: serve until `stop` is set, then release the followers. Raises `PeerLost`."""
@@ -126,7 +133,9 @@ def load_engine(
     if world > 1:
         init_deepspeed()
     collectives = make_collectives(rank, world, one_machine, config.fault.step_timeout_s)
-    return build_engine(config, collectives, generation, device, progress, on_loss)
+    engine = build_engine(config, collectives, generation, device, progress, on_loss)
+    engine.populate()
+    return engine
 
 
 def build_engine(
@@ -152,11 +161,11 @@ def _goes_native(config: Config, model: ShardedModel, device: torch.device) -> b
     return config.engine.native_kernels and native.supports(_kv_shape(model), config.engine.block_size, device)
 
 
-def _attention(config: Config, model: ShardedModel, num_blocks: int) -> BatchAttention:
+def _attention(config: Config, model: ShardedModel, room: Tensor) -> BatchAttention:
     shape, block_size = _kv_shape(model), config.engine.block_size
     if _goes_native(config, model, model.device):
-        return NativeAttention(shape, num_blocks, block_size, config.parallel.cpus_per_rank)
-    cache = KVCache(shape, num_blocks, block_size, model.device)
+        return NativeAttention(shape, room, block_size, config.parallel.cpus_per_rank)
+    cache = KVCache(shape, room, block_size)
     softcap = getattr(model.base.config, "attn_logit_softcapping", None)
     return FlashAttention(cache) if flash.supports(shape, block_size, model.device, softcap) else RaggedAttention(cache)
 

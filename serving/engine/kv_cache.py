@@ -23,30 +23,29 @@ class KVShape:
         return int(kv_cache_gib * 2**30) // max(1, per_token * block_size)
 
 
-def reserve(shape: KVShape, tokens: int, device: torch.device) -> list[tuple[Tensor, Tensor]]:
-    """Flat room for keys and values of `tokens` tokens, layer by layer.
+def reserve(shape: KVShape, tokens: int, device: torch.device) -> Tensor:
+    """Room for keys and values of `tokens` tokens: [layers, 2, tokens * kv_heads * head_dim].
 
     It reads as zeros, since a masked place still meets a weight of 0, and 0 times an old NaN would be NaN. On a CPU it
-    is mapped, not filled: a page is only taken when a block in it is first written, a huge one at a time, since blocks
-    are dealt out over the whole room before one is used again.
+    is mapped, not filled, in huge pages: a page is taken when a block in it is first written, or by `populate`.
     """
     size = tokens * shape.kv_heads * shape.head_dim
     if device.type == "cpu":
-        whole = mapped(shape.layers * 2 * size * shape.dtype.itemsize, huge=True).view(shape.dtype)
+        room = mapped(shape.layers * 2 * size * shape.dtype.itemsize, huge=True).view(shape.dtype)
     else:
-        whole = torch.zeros(shape.layers * 2 * size, dtype=shape.dtype, device=device)
-    return [(layer[0], layer[1]) for layer in whole.view(shape.layers, 2, size)]
+        room = torch.zeros(shape.layers * 2 * size, dtype=shape.dtype, device=device)
+    return room.view(shape.layers, 2, size)
 
 
 class KVCache:
     """Keys and values of all layers. A token's place is its slot: block * block_size + offset."""
 
-    def __init__(self, shape: KVShape, num_blocks: int, block_size: int, device: torch.device) -> None:
+    def __init__(self, shape: KVShape, room: Tensor, block_size: int) -> None:
+        """`room`: what was reserved for whole blocks of this size."""
         self.block_size = block_size
-        size = (num_blocks * block_size, shape.kv_heads, shape.head_dim)
-        layers = reserve(shape, num_blocks * block_size, device)
-        self._keys = [keys.view(size) for keys, _ in layers]
-        self._values = [values.view(size) for _, values in layers]
+        size = (-1, shape.kv_heads, shape.head_dim)
+        self._keys = [keys.view(size) for keys, _ in room]
+        self._values = [values.view(size) for _, values in room]
 
     def write(self, layer: int, slots: Tensor, key: Tensor, value: Tensor) -> None:
         """Keep `key` and `value`, both [T, kv_heads, head_dim], at `slots`, int64 [T]."""

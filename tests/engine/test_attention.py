@@ -6,7 +6,7 @@ from torch import Tensor
 
 from serving.engine.attention import RaggedAttention
 from serving.engine.batch import Batch
-from serving.engine.kv_cache import KVCache, KVShape
+from serving.engine.kv_cache import KVCache, KVShape, reserve
 from serving.engine.mirror import Row
 from serving.engine.model import AttentionSpec
 
@@ -32,12 +32,16 @@ def written_out(query: Tensor, keys: Tensor, values: Tensor, first: int, spec: A
     return torch.stack(rows)
 
 
+def cache_of(shape: KVShape, blocks: int) -> KVCache:
+    return KVCache(shape, reserve(shape, blocks * BLOCK, torch.device("cpu")), BLOCK)
+
+
 @pytest.mark.parametrize("window", [None, 3, 100])
 @pytest.mark.parametrize("softcap", [None, 2.0])
 def test_decode_and_prefill_rows_attend_to_their_own_sequences(window: int | None, softcap: float | None) -> None:
     torch.manual_seed(0)
     spec = AttentionSpec(scale=0.3, sliding_window=window, softcap=softcap)
-    cache = KVCache(KVShape(1, KV_HEADS, DIM, torch.float32), 16, BLOCK, torch.device("cpu"))
+    cache = cache_of(KVShape(1, KV_HEADS, DIM, torch.float32), 16)
     attention = RaggedAttention(cache)
     # Three sequences whose blocks are scattered; new tokens: one, one, and five after three.
     tables = [[5, 2, 9], [1], [7, 3]]
@@ -84,7 +88,7 @@ def test_decode_and_prefill_rows_attend_to_their_own_sequences(window: int | Non
 
 
 def test_a_single_decode_row_with_a_single_head_keeps_its_shape() -> None:
-    cache = KVCache(KVShape(1, 1, 4, torch.float32), 2, BLOCK, torch.device("cpu"))
+    cache = cache_of(KVShape(1, 1, 4, torch.float32), 2)
     attention = RaggedAttention(cache)
     attention.begin(
         Batch(

@@ -15,7 +15,7 @@ from serving.engine.attention import BatchAttention, RaggedAttention
 from serving.engine.batch import Batch
 from serving.engine.collectives import make_collectives
 from serving.engine.flash import FlashAttention
-from serving.engine.kv_cache import KVCache, KVShape
+from serving.engine.kv_cache import KVCache, KVShape, reserve
 from serving.engine.mirror import Row
 from serving.engine.sampler import Sampler, SamplingRow
 from serving.messages import Sampling
@@ -66,7 +66,7 @@ def test_flash_attention_gives_what_the_reference_gives(window: int | None) -> N
     query, new = torch.randn(11, 6, SHAPE.head_dim), torch.randn(2, 11, SHAPE.kv_heads, SHAPE.head_dim)
     found = []
     for device, backend in ((torch.device("cpu"), RaggedAttention), (CUDA, FlashAttention)):
-        cache = KVCache(SHAPE, 4, block, device)
+        cache = KVCache(SHAPE, reserve(SHAPE, 4 * block, device), block)
         everywhere = torch.arange(4 * block, device=device)
         cache.write(0, everywhere, *(part.to(device, SHAPE.dtype) for part in past))
         attention: BatchAttention = backend(cache)

@@ -1,13 +1,17 @@
 """Mapped memory reads as zeros, takes pages only when written, and asks for huge ones where told to."""
 
+import platform
+import re
+
 import psutil
 import pytest
 import torch
 
-from serving.engine.host_memory import mapped, side_by_side
+from serving.engine.host_memory import mapped, populate, side_by_side
 from tests.engine.smaps import flags_of, needs_huge_pages
 
 SIZE = 256 << 20
+RELEASE = tuple(int(part) for part in re.findall(r"\d+", platform.release())[:2])
 
 
 @pytest.mark.parametrize("huge", [False, True])
@@ -19,6 +23,17 @@ def test_a_page_is_only_taken_when_it_is_written(huge: bool) -> None:
     room[-1] = 1
     assert process.memory_info().rss - before < SIZE // 8
     assert (room.numel(), int(room[0]), int(room[-1])) == (SIZE, 0, 1)
+
+
+@pytest.mark.skipif(RELEASE < (5, 14), reason="Linux before 5.14 leaves pages to the writes")
+def test_pages_are_taken_and_what_was_written_stays() -> None:
+    process = psutil.Process()
+    room = mapped(SIZE)
+    room[SIZE // 2] = 7
+    before = process.memory_info().rss
+    populate(room[100:])
+    assert process.memory_info().rss - before > SIZE - SIZE // 8
+    assert (int(room[SIZE // 2]), int(room.sum())) == (7, 7)
 
 
 def test_nothing_can_be_mapped() -> None:

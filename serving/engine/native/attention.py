@@ -5,7 +5,7 @@ from torch import Tensor
 
 from serving.engine.attend import AttentionSpec
 from serving.engine.batch import Batch
-from serving.engine.kv_cache import KVShape, reserve
+from serving.engine.kv_cache import KVShape
 from serving.engine.native import ops
 
 
@@ -23,12 +23,12 @@ def supports(shape: KVShape, block_size: int, device: torch.device) -> bool:
 class NativeAttention:
     """As `RaggedAttention`; a token's result does not depend on its batch, to the bit."""
 
-    def __init__(self, shape: KVShape, num_blocks: int, block_size: int, threads: int) -> None:
+    def __init__(self, shape: KVShape, room: Tensor, block_size: int, threads: int) -> None:
+        """`room`: what was reserved for whole blocks of this size."""
         self._shape = shape
         self._threads = threads
         self._layers = [
-            ops.LayerCache(keys, values, block_size, shape.kv_heads, shape.head_dim)
-            for keys, values in reserve(shape, num_blocks * block_size, torch.device("cpu"))
+            ops.LayerCache(keys, values, block_size, shape.kv_heads, shape.head_dim) for keys, values in room
         ]
         self._scores = ops.scratch_for(0, threads)
         self.step: ops.Step | None = None
