@@ -83,7 +83,7 @@ class Engine:
         return self._model.heads
 
     def populate(self) -> None:
-        """Take the memory of all keys and values now, not page by page while requests wait; returns before it is done."""
+        """Take the memory of all keys and values now, not by page while requests wait. Returns before it is done."""
         if self._room.device.type == "cpu":
             threading.Thread(target=populate, args=(self._room,), name="populate", daemon=True).start()
 
