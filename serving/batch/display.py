@@ -20,7 +20,7 @@ LINE_INTERVAL_S = 10.0
 
 
 class Meter:
-    """Speed since the start of this command; the input's bytes stand for the rows nobody has counted."""
+    """Speed while this command computes; the input's bytes stand for the rows nobody has counted."""
 
     def __init__(self, begun: Progress, size: int, clock: Callable[[], float] = time.monotonic) -> None:
         """`size` of the input in bytes."""
@@ -28,10 +28,15 @@ class Meter:
         self._size = size
         self._clock = clock
         self._began_at: float | None = None
+        self._ended_at: float | None = None
 
     def start(self) -> None:
         """From now on there is something that computes."""
         self._began_at = self._clock()
+
+    def stop(self) -> None:
+        """The last row is written; the group has yet to be taken down."""
+        self._ended_at = self._clock()
 
     def line(self, now: Progress) -> str:
         """How far, and how fast."""
@@ -52,7 +57,9 @@ class Meter:
         return text + (f", after {self._begun.rows} rows of an earlier start" if self._begun.rows else "")
 
     def _seconds(self) -> float:
-        return max(1e-3, self._clock() - self._began_at) if self._began_at is not None else 1e-3
+        if self._began_at is None:
+            return 1e-3
+        return max(1e-3, (self._ended_at or self._clock()) - self._began_at)
 
 
 class BatchDisplay:

@@ -116,6 +116,7 @@ async def _once_ready(service: Service, job: Job, meter: Meter) -> None:
         await asyncio.sleep(LOOK_S / 5)
     meter.start()
     await job.run()
+    meter.stop()
 
 
 async def _watch(service: Service, ledger: Ledger, display: BatchDisplay) -> None:
