@@ -83,9 +83,9 @@ class Engine:
         return self._model.heads
 
     def populate(self) -> None:
-        """Take the memory of all keys and values now, not by page while requests wait. Returns before it is done."""
+        """Take the memory of all keys and values now, not by page while requests wait."""
         if self._room.device.type == "cpu":
-            threading.Thread(target=populate, args=(self._room,), name="populate", daemon=True).start()
+            populate(self._room)
 
     def lead(self, link: LinkServer, stop: threading.Event) -> None:
         """Rank 0: serve until `stop` is set, then release the followers. Raises `PeerLost`."""

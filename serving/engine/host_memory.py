@@ -13,8 +13,6 @@ _CACHE_LINE = 64
 """Bytes."""
 _POPULATE_WRITE = 23
 """madvise's advice to take pages as if they were written, which `mmap` has no name for; Linux 5.14 and later."""
-_AT_ONCE = 16 << 20
-"""Bytes: a few ms in which this process cannot map anything."""
 _MMAP_THRESHOLD = -3
 """mallopt's name of the size from which a block is mapped by itself, and so returned when it is freed."""
 _WHILE_LOADING = 1 << 20
@@ -38,18 +36,15 @@ def mapped(size: int, *, huge: bool = False) -> Tensor:
 def populate(room: Tensor) -> None:
     """Take the pages of a mapped room that nothing was written to yet; what was written stays as it is.
 
-    A page taken by a write costs a step up to a second for each GiB (measured on a virtual machine whose host gives
-    memory when it is first used). A kernel that cannot do it leaves them to the writes.
+    It takes up to a second for each GiB (measured on a virtual machine whose host gives memory when it is first used),
+    which the steps that write to it first would lose. A kernel that cannot do it leaves the pages to those.
     """
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "madvise"):
         return
     libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     first = room.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
-    end = room.data_ptr() + room.nbytes
-    for address in range(first, end, _AT_ONCE):
-        if libc.madvise(address, min(_AT_ONCE, end - address), _POPULATE_WRITE):
-            return
+    libc.madvise(first, room.data_ptr() + room.nbytes - first, _POPULATE_WRITE)
 
 
 def side_by_side(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> dict[str, Tensor]:
