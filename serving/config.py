@@ -56,6 +56,10 @@ class ParallelConfig(Section):
     placement: Literal["PACK", "SPREAD", "STRICT_SPREAD"] = "PACK"
     """Ray's placement strategy. PACK fills a node first, as traffic is between ranks; STRICT_SPREAD: one a node."""
 
+    balance_mlp: bool = False
+    """Where the heads do not divide by the ranks, give a rank with fewer heads more of the MLP, so that all hold about
+    the same. On CPUs steps of 192 tokens and more end sooner; in others the ranks wait for each other twice a layer."""
+
 
 class EngineConfig(Section):
     """Limits that every step obeys."""
@@ -134,6 +138,16 @@ class FaultConfig(Section):
     """How long running requests may go on after SIGTERM, in seconds."""
 
 
+class BatchConfig(Section):
+    """What `gangway batch` does otherwise than a server: nobody waits for a token, so steps are long."""
+
+    max_running: int = Field(default=128, ge=1)
+    """In place of `engine.max_running`, as far as `engine.max_batched_tokens` allows."""
+
+    balance_mlp: bool = True
+    """In place of `parallel.balance_mlp`, on CPUs: on GPUs no two halves of a step take turns."""
+
+
 class SecurityConfig(Section):
     """Who may ask."""
 
@@ -183,8 +197,9 @@ class Config(Section):
     fault: FaultConfig = FaultConfig()
     security: SecurityConfig = SecurityConfig()
     observe: ObserveConfig = ObserveConfig()
+    batch: BatchConfig = BatchConfig()
 
-    @field_validator("parallel", "engine", "http", "fault", "security", "observe", mode="before")
+    @field_validator("parallel", "engine", "http", "fault", "security", "observe", "batch", mode="before")
     @classmethod
     def _empty_section_means_its_defaults(cls, section: object) -> object:
         return {} if section is None else section

@@ -45,7 +45,7 @@ def test_a_model_path_is_all_that_must_be_said() -> None:
         (
             {"model": {"path": "x"}, "parallel": {"zzz": 1}},
             "configuration: unknown key parallel.zzz; "
-            "known here: tensor_parallel_size, cpus_per_rank, gpus_per_rank, placement",
+            "known here: tensor_parallel_size, cpus_per_rank, gpus_per_rank, placement, balance_mlp",
         ),
     ],
 )

@@ -16,10 +16,16 @@ MAX_SEQUENCES = 800
 
 def batch_config(config: Config) -> Config:
     """The configuration of a job: a group of its own beside one that serves, no keys, and a queue for the window."""
-    waiting = max(64, MAX_SEQUENCES - config.engine.max_running)
-    http = config.http.model_copy(update={"max_waiting": waiting})
-    name = f"{config.name[:34]}-batch"
-    return config.model_copy(update={"name": name, "http": http, "security": SecurityConfig()})
+    running = min(config.batch.max_running, config.engine.max_batched_tokens)
+    balance = config.batch.balance_mlp and config.parallel.gpus_per_rank == 0
+    changes = {
+        "name": f"{config.name[:34]}-batch",
+        "parallel": config.parallel.model_copy(update={"balance_mlp": balance}),
+        "engine": config.engine.model_copy(update={"max_running": running}),
+        "http": config.http.model_copy(update={"max_waiting": max(64, MAX_SEQUENCES - running)}),
+        "security": SecurityConfig(),
+    }
+    return config.model_copy(update=changes)
 
 
 def job_key(config: Config, source: Source | ParquetSource, task: Task) -> str:

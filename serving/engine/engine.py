@@ -153,7 +153,9 @@ def build_engine(
             swap(model, plan, config.parallel.cpus_per_rank)
 
     with returned_at_once():
-        model = load_model(config.model, collectives, device, progress, prepare)
+        model = load_model(
+            config.model, collectives, device, progress, prepare, balance_mlp=config.parallel.balance_mlp
+        )
         return Engine(config, model, collectives, generation, on_loss)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from serving.config import ModelConfig
 from serving.engine.assembly import Assembly, Share, recompute_buffers
 from serving.engine.attend import Attend, AttentionSpec
+from serving.engine.balance import even_out
 from serving.engine.checkpoint import open_checkpoint
 from serving.engine.collectives import Collectives
 from serving.engine.families import eos_token_ids, kv_replicas, read_config
@@ -62,12 +63,14 @@ def load_model(
     device: torch.device,
     progress: Callable[[int, int], None],
     prepare: Callable[[ShardedModel, Plan], None] | None = None,
+    *,
+    balance_mlp: bool = False,
 ) -> ShardedModel:
     """This rank's share of the model. Collective: every rank of the group calls it.
 
     `progress(loaded, total)` counts bytes of this rank's shard. `prepare` may put other modules into the model while it
-    has no weights, and change the plan with them: what the shard cache keeps is what it planned. Raises `ModelError`
-    with one sentence when the model cannot be served.
+    has no weights, and change the plan with them: what the shard cache keeps is what it planned. `balance_mlp`: see
+    `balance`. Raises `ModelError` with one sentence when the model cannot be served.
     """
     dtype = getattr(torch, config.dtype)
     checkpoint = open_checkpoint(config.path)
@@ -75,7 +78,11 @@ def load_model(
     skeleton = build_skeleton(hf, family, kv_replicas(hf, family, collectives.world), dtype)
     assembly = Assembly(skeleton, checkpoint, collectives, dtype)
     head = assembly.split_vocabulary()
-    shares = _apply_autotp(skeleton.base, collectives.world, dtype) if collectives.world > 1 else {}
+    layers = _apply_autotp(skeleton.base, collectives.world, dtype) if collectives.world > 1 else {}
+    shares = {name: _share(layer) for name, layer in layers.items()}
+    if balance_mlp:
+        shapes = {name: tuple(layer.weight.shape) for name, layer in layers.items()}
+        shares = even_out(shares, shapes, collectives, device)
     model, plan = assembly.finish(head, shares), assembly.plan
     if prepare is not None:
         prepare(model, plan)
@@ -94,8 +101,8 @@ def load_model(
     return model
 
 
-def _apply_autotp(base: Any, world: int, dtype: torch.dtype) -> dict[str, Share]:
-    """Shard the decoder's linear layers, and learn what this rank keeps of each. `base` stays on meta."""
+def _apply_autotp(base: Any, world: int, dtype: torch.dtype) -> dict[str, Any]:
+    """Shard the decoder's linear layers; each as DeepSpeed has it, by its name. `base` stays on meta."""
     with _quiet():
         import deepspeed
         from deepspeed.module_inject.layers import TensorParallel_Layer
@@ -104,8 +111,7 @@ def _apply_autotp(base: Any, world: int, dtype: torch.dtype) -> dict[str, Share]
             base, tensor_parallel={"tp_size": world}, dtype=dtype, replace_with_kernel_inject=False
         )
     base.to("meta")
-    layers = {name: layer for name, layer in base.named_modules() if isinstance(layer, TensorParallel_Layer)}
-    return {name: _share(layer) for name, layer in layers.items()}
+    return {name: layer for name, layer in base.named_modules() if isinstance(layer, TensorParallel_Layer)}
 
 
 def _share(layer: Any) -> Share:

@@ -26,7 +26,7 @@ from tests.e2e.server import CONFIG, MODEL, Process, eventually, gangway
 
 ROWS = 150
 END_TIMEOUT_S = 300.0
-SETTINGS = ("model.dtype=float32", "fault.max_restarts=100", "engine.max_running=8", f"model.path={MODEL}")
+SETTINGS = ("model.dtype=float32", "fault.max_restarts=100", "batch.max_running=8", f"model.path={MODEL}")
 VICTIMS = {
     "rank": "ray::RayTrainWorker",
     "command": "",

@@ -26,6 +26,14 @@ def files(tmp_path: Path) -> tuple[Path, Path, Path]:
     return tmp_path / "in.parquet", tmp_path / "out.parquet", lines
 
 
+def test_a_job_computes_with_settings_of_its_own() -> None:
+    overrides = (f"model.path={MODEL}", "engine.max_running=3", "engine.max_batched_tokens=100")
+    on_cpus = batch_config(load_config(CONFIG, overrides))
+    assert (on_cpus.engine.max_running, on_cpus.parallel.balance_mlp) == (100, True)
+    on_gpus = batch_config(load_config(CONFIG, [*overrides, "parallel.gpus_per_rank=1", "batch.max_running=9"]))
+    assert (on_gpus.engine.max_running, on_gpus.parallel.balance_mlp) == (9, False)
+
+
 def test_of_a_finished_output_nothing_is_done_anew_and_nothing_is_left_beside_it(
     files: tuple[Path, Path, Path],
 ) -> None:

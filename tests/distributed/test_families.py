@@ -10,7 +10,7 @@ from torch import Tensor
 
 from serving.config import ModelConfig
 from serving.engine.collectives import Collectives
-from serving.engine.model import AttentionSpec, load_model
+from serving.engine.model import AttentionSpec, load_model, unwatched
 from tests.distributed.ranks import RankPool
 from tests.engine.tiny_models import MODELS, reference_logits, save_model
 
@@ -45,10 +45,12 @@ class NaiveAttention:
         return mixed
 
 
-def local_logits(collectives: Collectives, folder: Path, prompts: list[list[int]]) -> dict[str, Any]:
+def local_logits(
+    collectives: Collectives, folder: Path, prompts: list[list[int]], balance_mlp: bool = False
+) -> dict[str, Any]:
     """On a rank: load, run the prompts as one ragged batch, and return this rank's logits and its sizes."""
     config = ModelConfig(path=folder, dtype="float32", max_model_len=32, shard_cache=None)
-    model = load_model(config, collectives, torch.device("cpu"), lambda done, total: None)
+    model = load_model(config, collectives, torch.device("cpu"), unwatched, balance_mlp=balance_mlp)
     model.attach(NaiveAttention([len(prompt) for prompt in prompts]))
     ids = torch.tensor([token for prompt in prompts for token in prompt])
     positions = torch.cat([torch.arange(len(prompt)) for prompt in prompts])
@@ -99,3 +101,9 @@ def test_a_sharded_model_gives_hugging_faces_logits(name: str, pool: RankPool, s
     ranks = pool.run(local_logits, folder, PROMPTS)
     assert_same(gathered(ranks), theirs)
     assert all(heads >= 1 and kv_heads >= 1 for heads, kv_heads in (rank["heads"] for rank in ranks))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_so_does_one_whose_mlp_evens_out_the_ranks(name: str, ranks2: RankPool, saved: Saved) -> None:
+    folder, theirs = saved[name]
+    assert_same(gathered(ranks2.run(local_logits, folder, PROMPTS, True)), theirs)

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from serving.config import ModelConfig
+from serving.engine.balance import GRAIN
 from serving.engine.collectives import Collectives
 from serving.engine.model import load_model
 from serving.errors import ModelError
@@ -94,6 +95,24 @@ def test_a_rank_holds_its_share_only(ranks2: RankPool, tied: tuple[Path, Logits]
     whole = (tied[0] / "model.safetensors").stat().st_size
     # 6 heads in 3 groups are dealt out 4 + 2, the MLP's 160 columns 64 + 96.
     assert all(rank["bytes"] < 0.65 * whole for rank in ranks2.run(local_logits, tied[0], PROMPTS))
+
+
+def test_the_mlp_evens_out_what_the_ranks_hold(ranks2: RankPool, tmp_path: Path) -> None:
+    save_model("llama, 9 heads", tmp_path)
+    uneven, even = (
+        [rank["bytes"] for rank in ranks2.run(local_logits, tmp_path, PROMPTS, balance)] for balance in (False, True)
+    )
+    grain = 3 * GRAIN * 3 * 144 * 4  # columns that move together, in 3 layers, of gate, up and down, in float32
+    assert sum(even) == sum(uneven)
+    assert max(even) - min(even) < grain < max(uneven) - min(uneven)
+
+
+def test_ranks_of_equal_heads_keep_their_split(ranks2: RankPool, tmp_path: Path) -> None:
+    save_model("gpt_neox", tmp_path)
+    plain, balanced = (
+        [rank["bytes"] for rank in ranks2.run(local_logits, tmp_path, PROMPTS, balance)] for balance in (False, True)
+    )
+    assert plain == balanced
 
 
 def test_a_spoilt_kept_shard_is_made_anew(ranks2: RankPool, tmp_path: Path, tied: tuple[Path, Logits]) -> None:

@@ -68,7 +68,7 @@ MODELS: dict[str, Make] = {
     "llama, biases": lambda: _llama(attention_bias=True, mlp_bias=True),
     "llama, attention biases": lambda: _llama(attention_bias=True),
     "llama, 2 KV heads": lambda: _llama(num_key_value_heads=2),
-    "llama, 9 heads": lambda: _llama(num_attention_heads=9, hidden_size=144),
+    "llama, 9 heads": lambda: _llama(num_attention_heads=9, hidden_size=144, intermediate_size=384),
     "llama, linear rope": lambda: _rope("linear"),
     "llama, yarn rope": lambda: _rope("yarn", factor=4.0, original_max_position_embeddings=16),
     "llama, llama3 rope": lambda: _rope(
