@@ -117,8 +117,9 @@ def compare(asked: argparse.Namespace) -> None:
     cases = [Case.parse(text) for text in asked.cases]
     results: dict[tuple[str, Case], list[dict[str, float]]] = {}
 
-    def measure(name: str, target: Target, seed: int) -> None:
-        for case in cases:
+    def measure(name: str, target: Target, number: int) -> None:
+        # A seed of its own for each: the prompts of one seed begin alike, and would be in a prefix cache by then.
+        for seed, case in enumerate(cases, start=number * len(cases)):
             figures = load(asked.vllm, target, asked.model, case, seed)
             results.setdefault((name, case), []).append(figures)
             print(f"{name:8s} {case}: ", ", ".join(f"{key} {value:g}" for key, value in figures.items()), flush=True)
@@ -126,12 +127,12 @@ def compare(asked: argparse.Namespace) -> None:
     command, environment = peer(asked)
     with running(command, "http://127.0.0.1:8200/health", environment) as (group, seconds):
         print(f"vLLM     ready after {seconds:.1f} s", flush=True)
-        for seed in range(asked.rounds):  # prompts of their own each round, or vLLM would have them in its cache
-            measure("vLLM", Target("http://127.0.0.1:8200", "m"), seed)
+        for number in range(asked.rounds):
+            measure("vLLM", Target("http://127.0.0.1:8200", "m"), number)
             os.killpg(group, signal.SIGSTOP)
             with running(ours(asked), "http://127.0.0.1:8300/readyz", {}) as (_own, own_seconds):
                 print(f"Gangway  ready after {own_seconds:.1f} s", flush=True)
-                measure("Gangway", Target("http://127.0.0.1:8300", "m"), seed)
+                measure("Gangway", Target("http://127.0.0.1:8300", "m"), number)
             os.killpg(group, signal.SIGCONT)
     print(f"\nmedians of {asked.rounds} rounds, output tokens/s:")
     for case in cases:
