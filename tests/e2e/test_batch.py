@@ -16,6 +16,7 @@ ROWS = 36
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The `parse_obj` method is deprecated")  # Ray's, when it reads what Train has kept
 def test_a_job_whose_rank_and_then_whose_command_is_killed_writes_the_same_bytes(tmp_path: Path) -> None:
     source = tmp_path / "in.jsonl"
     write_rows(source, ROWS)
