@@ -17,6 +17,7 @@ from serving.batch.parquet import (
     open_parquet,
     require_new_columns,
 )
+from serving.batch.places import UNUSABLE, Place, files_at, locate, shown
 from serving.batch.rows import Task
 from serving.batch.source import Source, open_source
 from serving.config import Config, load_config
@@ -28,8 +29,8 @@ INTERRUPTED = 130
 
 def batch(
     config: Annotated[Path, typer.Argument(help="Configuration file, such as configs/local.yaml.")],
-    source: Annotated[str, typer.Argument(metavar="INPUT", help="JSON Lines, or *.parquet: a file or fsspec address.")],
-    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="File to write; appears when all rows are done.")],
+    source: Annotated[str, typer.Argument(metavar="INPUT", help="JSON Lines or *.parquet: a file, folder or address.")],
+    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="The same to write; appears when all rows are done.")],
     column: Annotated[str | None, typer.Option(help="Column of a Parquet input with the prompts or chats.")] = None,
     parameters: Annotated[str | None, typer.Option(help="Of a Parquet input's rows, as JSON.")] = None,
     task: Annotated[Literal["generate", "embed"], typer.Option(help="Texts, or vectors of the inputs.")] = "generate",
@@ -50,27 +51,27 @@ def batch(
     from serving.runtime.preflight import absolute_paths, check_model_files
 
     wanted = _task(task, pooling, normalize)
-    _check_output(output)
+    place = _open_output(output)
     settings = absolute_paths(load_config(config, overrides))
     embedded = cluster_address(address) is None
     with ray_environment(embedded=embedded) as folder:
         settings = batch_config(settings)
         check_model_files(settings, all_here=embedded)
-        rows = _open_input(source, output, settings, wanted, column, parameters)
+        rows = _open_input(source, place, settings, wanted, column, parameters)
         job = job_key(settings, rows, wanted)
-        lines = output.with_name(f"{output.name}.lines") if output.suffix == SUFFIX else output
-        if lines != output and output.exists() and not overwrite:
-            _require_own(output, job)
+        lines = place.beside("lines") if _is_parquet(place) else place
+        if lines != place and place.size() is not None and not overwrite:
+            _require_own(place, job)
             _remove(lines)
-            typer.echo(f"{output} is complete; there is nothing left to do")
+            typer.echo(f"{place} is complete; there is nothing left to do")
             return
         with open_ledger(lines, job, resume=resume, overwrite=overwrite) as ledger:
             if ledger is not None:
-                _run(settings, rows, ledger, output, address, folder, wanted, verbose=verbose)
-            elif lines == output:
-                typer.echo(f"{output} is complete; there is nothing left to do")
-            if isinstance(rows, ParquetSource) and lines != output:
-                join(rows, lines, output, job, columns_of(wanted))
+                _run(settings, rows, ledger, place, address, folder, wanted, verbose=verbose)
+            elif lines == place:
+                typer.echo(f"{place} is complete; there is nothing left to do")
+            if isinstance(rows, ParquetSource) and lines != place:
+                join(rows, lines, place, job, columns_of(wanted))
                 _remove(lines)
 
 
@@ -82,47 +83,54 @@ def _task(
     return Task(task == "embed", pooling or "mean", normalize)
 
 
-def _check_output(output: Path) -> None:
+def _open_output(address: str) -> Place:
     """Raise `OperatorError` for an output that could never be written."""
-    if ":/" in str(output):
-        raise OperatorError(f"cannot write {output}: the output must be a local path")
-    if output.is_dir():
-        raise OperatorError(f"cannot write {output}: it is a folder")
-    if not output.absolute().parent.is_dir():
-        raise OperatorError(f"cannot write {output}: there is no folder {output.absolute().parent}")
+    try:
+        place = locate(address)
+        if place.system.isdir(place.path):
+            raise OperatorError(f"cannot write {place}: it is a folder")
+    except UNUSABLE as error:
+        raise OperatorError(f"cannot write {shown(address)}: {error}") from error
+    if place.is_local and not Path(place.path).parent.is_dir():
+        raise OperatorError(f"cannot write {place}: there is no folder {Path(place.path).parent}")
+    return place
+
+
+def _is_parquet(output: Place) -> bool:
+    return output.path.endswith(SUFFIX)
 
 
 def _open_input(
-    source: str, output: Path, settings: Config, task: Task, column: str | None, parameters: str | None
+    source: str, output: Place, settings: Config, task: Task, column: str | None, parameters: str | None
 ) -> Source | ParquetSource:
-    if source.endswith(SUFFIX):
+    if all(file.place.path.endswith(SUFFIX) for file in files_at(source)):
         rows = open_parquet(source, column, parameters)
-        if output.suffix == SUFFIX:
+        if _is_parquet(output):
             require_new_columns(rows, columns_of(task))
         return rows
     if column is not None or parameters is not None:
         raise OperatorError("--column and --parameters are for a Parquet input; a line has its own")
-    if output.suffix == SUFFIX:
+    if _is_parquet(output):
         raise OperatorError(f"cannot write {output}: JSON Lines become JSON Lines, and only Parquet becomes Parquet")
     return open_source(source, settings.http.max_body_bytes)
 
 
-def _require_own(output: Path, job: str) -> None:
+def _require_own(output: Place, job: str) -> None:
     if not is_output_of(output, job):
         raise OperatorError(f"{output} exists, and is not what this job wrote; --overwrite replaces it")
 
 
-def _remove(lines: Path) -> None:
+def _remove(lines: Place) -> None:
     """The answers that a Parquet output was joined from. A kill may have left them, or the checkpoint alone."""
-    lines.unlink(missing_ok=True)
-    lines.with_name(f"{lines.name}.progress").unlink(missing_ok=True)
+    lines.remove()
+    lines.beside("progress").remove()
 
 
 def _run(
     settings: Config,
     rows: Source | ParquetSource,
     ledger: Ledger,
-    output: Path,
+    output: Place,
     address: str | None,
     folder: Path | None,
     task: Task,

@@ -19,8 +19,6 @@ Ask = Callable[[str, bytes], Awaitable[tuple[int, bytes]]]
 
 READ_AT_ONCE = 32
 """Most rows read in one go, in a thread: the input may be far away. A quarter of a window that is small."""
-SAVE_INTERVAL_S = 1.0
-"""Between two checkpoints. What a kill costs is that much again, and the rows under way."""
 RETRY_S = 0.25
 LATER = frozenset({429, 503})
 """Statuses that say nothing about the row: there is no room now, or no group."""
@@ -66,7 +64,7 @@ class Job:
         while self._under_way and self._under_way[0][1].done():
             row, task = self._under_way.popleft()
             self._ledger.append(task.result(), row.end)
-        if time.monotonic() - self._saved_at >= SAVE_INTERVAL_S:
+        if time.monotonic() - self._saved_at >= self._ledger.save_interval_s:
             await asyncio.to_thread(self._ledger.save)
             self._saved_at = time.monotonic()
 

@@ -18,8 +18,9 @@ from serving.batch.display import BatchDisplay, Meter
 from serving.batch.identity import MAX_SEQUENCES
 from serving.batch.inside import application
 from serving.batch.job import Job
-from serving.batch.ledger import Ledger, Progress
+from serving.batch.ledger import Ledger
 from serving.batch.parquet import ParquetSource
+from serving.batch.progress import Progress
 from serving.batch.rows import Task
 from serving.batch.source import Source
 from serving.config import Config

@@ -5,18 +5,16 @@ written. When all are there, input and answers are joined batch by batch into th
 its metadata: so a second start knows it. Neither is ever read whole.
 """
 
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import msgspec
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
-from serving.batch.places import UNREADABLE, locate, version_of
+from serving.batch.places import UNUSABLE, File, Place, files_at, shown
 from serving.batch.rows import Row, Task
 from serving.errors import OperatorError
 
@@ -43,47 +41,70 @@ _JOB = b"gangway.job"
 
 @dataclass(frozen=True, slots=True)
 class ParquetSource:
-    """A column of a Parquet file that is there. Offsets are rows."""
+    """A column of Parquet files that are there, one after the other. Offsets are rows of them all."""
 
-    address: str
-    size: int
-    """Rows."""
-    version: str
+    files: tuple[File, ...]
+    counts: tuple[int, ...]
+    """Rows of each."""
     column: str
     parameters: dict[str, Any]
     """The same for every row."""
 
+    @property
+    def size(self) -> int:
+        """Rows."""
+        return sum(self.counts)
+
+    def facts(self) -> list[object]:
+        """What the rows depend on."""
+        return [self.column, self.parameters, *(file.facts() for file in self.files)]
+
     def rows(self, number: int, offset: int) -> Iterator[Row]:
         """The rows from `offset` on, the first of which is row `number`. Raises `OperatorError`."""
-        with _opened(self.address) as file:
-            for value in _values(file, self.column, offset):
-                yield Row(number, msgspec.json.encode(self._request(value)), number + 1)
-                number += 1
+        for file, count in zip(self.files, self.counts, strict=True):
+            if offset < count:
+                with _opened(file.place) as table:
+                    for value in _values(table, self.column, offset):
+                        yield Row(number, msgspec.json.encode(self._request(value)), number + 1)
+                        number += 1
+            offset = max(0, offset - count)
 
     def _request(self, value: Any) -> dict[str, Any]:
         if isinstance(value, list):
             value = [[{key: part for key, part in message.items() if part is not None} for message in value]]
         return {"inputs": value, "parameters": self.parameters}
 
+    def schema(self) -> pa.Schema:
+        """Of all columns."""
+        with _opened(self.files[0].place) as table:
+            return table.schema_arrow
+
     def batches(self) -> Iterator[pa.RecordBatch]:
         """All columns."""
-        with _opened(self.address) as file:
-            yield from file.iter_batches(_BATCH_ROWS)
+        for file in self.files:
+            with _opened(file.place) as table:
+                yield from table.iter_batches(_BATCH_ROWS)
 
 
 def open_parquet(address: str, column: str | None, parameters: str | None) -> ParquetSource:
     """See that the column is there, and holds what can be asked. `parameters`: JSON. Raises `OperatorError`."""
-    with _opened(address) as file:
-        names, rows, schema = file.schema_arrow.names, file.metadata.num_rows, file.schema_arrow
-        version = f"{rows}/{file.metadata.serialized_size}/{version_of(locate(address).info())}"
-    if column is None or column not in names:
-        asked = "a Parquet input needs --column" if column is None else f"{address} has no column {column}"
-        raise OperatorError(f"{asked}; its columns: {', '.join(names)}")
+    name, files, counts = shown(address), files_at(address), list[int]()
+    schema = None
+    for file in files:
+        with _opened(file.place) as table:
+            counts.append(table.metadata.num_rows)
+            schema = schema or table.schema_arrow
+            if not table.schema_arrow.equals(schema):
+                raise OperatorError(f"{file.place} has other columns than {files[0].place}: they must be the same")
+    assert schema is not None, "files_at finds one at least"
+    if column is None or column not in schema.names:
+        asked = "a Parquet input needs --column" if column is None else f"{name} has no column {column}"
+        raise OperatorError(f"{asked}; its columns: {', '.join(schema.names)}")
     if not _askable(schema.field(column).type):
-        raise OperatorError(f"{address}: column {column} holds {schema.field(column).type}, not prompts or chats")
-    if not rows:
-        raise OperatorError(f"{address} has no rows")
-    return ParquetSource(address, rows, version, column, _parameters(parameters))
+        raise OperatorError(f"{name}: column {column} holds {schema.field(column).type}, not prompts or chats")
+    if not sum(counts):
+        raise OperatorError(f"{name} has no rows")
+    return ParquetSource(files, tuple(counts), column, _parameters(parameters))
 
 
 def columns_of(task: Task) -> pa.Schema:
@@ -93,38 +114,32 @@ def columns_of(task: Task) -> pa.Schema:
 
 def require_new_columns(source: ParquetSource, added: pa.Schema) -> None:
     """Raise `OperatorError` when a column of the input has the name of one that is added."""
-    with _opened(source.address) as file:
-        taken = [name for name in added.names if name in file.schema_arrow.names]
+    taken = [name for name in added.names if name in source.schema().names]
     if taken:
-        raise OperatorError(f"{source.address} has a column {taken[0]}, which the output adds: rename it first")
+        raise OperatorError(f"the input has a column {taken[0]}, which the output adds: rename it first")
 
 
-def is_output_of(output: Path, job: str) -> bool:
+def is_output_of(output: Place, job: str) -> bool:
     """Whether this job wrote that file."""
     try:
-        metadata = pq.read_schema(output).metadata or {}
-    except (pa.ArrowException, OSError):
+        with output.open() as stream:
+            metadata = pq.read_schema(stream).metadata or {}
+    except UNUSABLE:
         return False
     return bool(metadata.get(_JOB) == job.encode())
 
 
-def join(source: ParquetSource, answers: Path, output: Path, job: str, added: pa.Schema) -> None:
+def join(source: ParquetSource, answers: Place, output: Place, job: str, added: pa.Schema) -> None:
     """Write the output, whose name appears when it is whole. Raises `OperatorError`."""
-    fresh = output.with_name(f"{output.name}.new")
     try:
-        with fresh.open("wb") as stream, answers.open("rb") as lines:
+        with answers.open() as lines, output.create() as stream:
             _join(source, lines, stream, job, added)
-            stream.flush()
-            os.fsync(stream.fileno())
-        fresh.replace(output)
-    except (pa.ArrowException, OSError) as error:
-        fresh.unlink(missing_ok=True)
+    except UNUSABLE as error:
         raise OperatorError(f"cannot write {output}: {error}") from error
 
 
 def _join(source: ParquetSource, lines: BinaryIO, stream: BinaryIO, job: str, added: pa.Schema) -> None:
-    with _opened(source.address) as file:
-        carried = file.schema_arrow
+    carried = source.schema()
     schema = pa.schema([*carried, *added], metadata={**(carried.metadata or {}), _JOB: job.encode()})
     with pq.ParquetWriter(stream, schema) as writer:
         for group in _groups(_answered(source, lines, schema, added)):
@@ -162,13 +177,13 @@ def _answer(line: bytes) -> dict[str, Any]:
 
 
 @contextmanager
-def _opened(address: str) -> Iterator[pq.ParquetFile]:
+def _opened(place: Place) -> Iterator[pq.ParquetFile]:
     try:
         # Without pre_buffer=False the first batch would wait until all row groups are in memory.
-        with locate(address).open() as stream, pq.ParquetFile(stream, pre_buffer=False) as file:
+        with place.open() as stream, pq.ParquetFile(stream, pre_buffer=False) as file:
             yield file
-    except (pa.ArrowException, *UNREADABLE) as error:
-        raise OperatorError(f"cannot read {address}: {error}") from error
+    except UNUSABLE as error:
+        raise OperatorError(f"cannot read {place}: {error}") from error
 
 
 def _values(file: pq.ParquetFile, column: str, offset: int) -> Iterator[Any]:

@@ -1,25 +1,51 @@
-"""Where an input lies: a local file, or any address that fsspec or Arrow has a file system for.
+"""Where a file lies: here, or at any address that fsspec or Arrow has a file system for.
 
 fsspec comes first; where it lacks the package for a scheme (`s3://` without s3fs), Arrow's own file systems may do.
 """
 
+import io
+import os
+import re
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import fsspec  # type: ignore[import-untyped]
+import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.fs  # type: ignore[import-untyped]
 from fsspec.implementations.arrow import ArrowFSWrapper  # type: ignore[import-untyped]
+from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
-UNREADABLE = OSError, ValueError, ImportError
-"""What comes of an address that cannot be read."""
+from serving.errors import OperatorError
+
+UNUSABLE = OSError, ValueError, ImportError, NotImplementedError, pa.ArrowException
+"""What comes of an address that cannot be read or written."""
+BLOCK_BYTES = 1 << 20
+"""Read or written at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A path in a file system of fsspec's kind."""
+    """A path in a file system of fsspec's kind. What goes wrong is one of `UNUSABLE`."""
 
     system: Any
     path: str
+    name: str
+    """As a person is told of it: without secrets."""
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the path is one of this machine."""
+        return isinstance(self.system, LocalFileSystem)
+
+    def beside(self, ending: str) -> "Place":
+        """Its neighbour of that ending."""
+        return Place(self.system, f"{self.path}.{ending}", f"{self.name}.{ending}")
 
     def open(self) -> Any:
         """The file, for reading bytes anywhere in it."""
@@ -30,16 +56,99 @@ class Place:
         info: dict[str, Any] = self.system.info(self.path)
         return info
 
+    def size(self) -> int | None:
+        """Bytes; None where there is nothing."""
+        try:
+            return int(self.info()["size"] or 0)
+        except FileNotFoundError:
+            return None
+
+    def crc(self) -> int:
+        """CRC-32 of its bytes, a block at a time."""
+        crc = 0
+        with self.open() as stream:
+            while block := stream.read(BLOCK_BYTES):
+                crc = zlib.crc32(block, crc)
+        return crc
+
+    def remove(self) -> None:
+        """Remove the file, if there is one."""
+        with suppress(FileNotFoundError):
+            self.system.rm_file(self.path)
+
+    @contextmanager
+    def create(self) -> Iterator[Any]:
+        """A stream of bytes that gets the name, and replaces what had it, when the block has ended well."""
+        fresh = self.beside("new")
+        try:
+            with self.system.open(fresh.path, "wb") as stream:
+                yield stream
+                stream.flush()
+                with suppress(io.UnsupportedOperation):  # away from this machine a file lasts once it is closed
+                    os.fsync(stream.fileno())
+            move = os.replace if self.is_local else self.system.mv
+            move(fresh.path, self.path)
+        except BaseException:
+            with suppress(*UNUSABLE):  # what went wrong first is what counts
+                fresh.remove()
+            raise
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file that is there."""
+
+    place: Place
+    size: int
+    """Bytes."""
+    version: str
+    """Changes when the content does, as far as the file system tells."""
+
+    def facts(self) -> tuple[str, int, str]:
+        """What it is known by."""
+        return self.place.path, self.size, self.version
+
+
+def files_at(address: str) -> tuple[File, ...]:
+    """The file at an address, or those of a folder in the order of their names; those like _SUCCESS and .crc are none.
+
+    Raises `OperatorError`.
+    """
+    name = shown(address)
+    try:
+        place = locate(address)
+        info = place.info()
+        entries = place.system.ls(place.path, detail=True) if info["type"] == "directory" else [info]
+    except UNUSABLE as error:
+        raise OperatorError(f"cannot read {name}: {error}") from error
+    if info["type"] == "file":
+        return (File(place, int(info["size"]), version_of(info)),)
+    found = {}
+    for entry in entries:
+        base = str(entry["name"]).rpartition("/")[2]
+        if entry["type"] == "file" and base and base[0] not in "._":
+            part = Place(place.system, str(entry["name"]), f"{name.rstrip('/')}/{base}")
+            found[base] = File(part, int(entry["size"]), version_of(entry))
+    if not found:
+        raise OperatorError(f"cannot read {name}: it is a {info['type']} without files")
+    return tuple(found[base] for base in sorted(found))
+
 
 def locate(address: str) -> Place:
-    """The place of an address, which need not exist. Raises one of `UNREADABLE`."""
+    """The place of an address, which need not exist. Raises one of `UNUSABLE`."""
     try:
-        return Place(*fsspec.core.url_to_fs(address))
+        system, path = fsspec.core.url_to_fs(address)
     except (ValueError, ImportError):
         if "://" not in address:
             raise
-    system, path = pyarrow.fs.FileSystem.from_uri(address)
-    return Place(ArrowFSWrapper(system), path)
+        arrow, path = pyarrow.fs.FileSystem.from_uri(address)
+        system = ArrowFSWrapper(arrow)
+    return Place(system, path, shown(address))
+
+
+def shown(address: str) -> str:
+    """The address without a key, a password or options."""
+    return re.sub(r"//[^/]*@", "//", address.partition("?")[0]) if "://" in address else address
 
 
 def version_of(info: dict[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """The input as a stream of rows: never read whole, and begun anywhere that a checkpoint says.
 
-JSON Lines, from any address that `places` knows. Empty lines are no rows.
+JSON Lines, from a file or a folder of them at any address that `places` knows. Empty lines are no rows.
 """
 
 import io
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from serving.batch.places import UNREADABLE, Place, locate, version_of
+from serving.batch.places import UNUSABLE, File, Place, files_at, shown
 from serving.batch.rows import Row
 from serving.errors import OperatorError
 
@@ -17,52 +17,52 @@ _BUFFER_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """An input that is there."""
+    """Files that are there, one after the other. Offsets are bytes of them all."""
 
-    address: str
-    size: int
-    """Bytes."""
-    version: str
-    """Changes when the content does, as far as the file system tells."""
+    files: tuple[File, ...]
     max_line_bytes: int
     """Of a longer line only that much is kept, and one byte more: its row is refused."""
 
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return sum(file.size for file in self.files)
+
+    def facts(self) -> list[object]:
+        """What the rows depend on."""
+        return [self.max_line_bytes, *(file.facts() for file in self.files)]
+
     def rows(self, number: int, offset: int) -> Iterator[Row]:
         """The rows from byte `offset` on, where row `number` begins. Raises `OperatorError`."""
-        try:
-            with _open(locate(self.address)) as stream:
-                stream.seek(offset)
-                for data, end in self._lines(stream, offset):
+        begin = 0
+        for file in self.files:
+            if offset < begin + file.size:
+                for data, end in self._lines(file.place, max(0, offset - begin)):
                     if data.strip():
-                        yield Row(number, data, end, cut=len(data) > self.max_line_bytes)
+                        yield Row(number, data, begin + end, cut=len(data) > self.max_line_bytes)
                         number += 1
-        except OSError as error:
-            raise OperatorError(f"cannot read {self.address}: {error}") from error
+            begin += file.size
 
-    def _lines(self, stream: io.BufferedReader, offset: int) -> Iterator[tuple[bytes, int]]:
-        while line := stream.readline(self.max_line_bytes + 1):
-            offset += len(line)
-            if not line.endswith(b"\n"):
-                offset += _skip_line(stream)
-            yield line.rstrip(b"\r\n"), offset
+    def _lines(self, place: Place, offset: int) -> Iterator[tuple[bytes, int]]:
+        """Each line from byte `offset` of one file on, and where it ends there."""
+        try:
+            with io.BufferedReader(_Raw(place.open()), _BUFFER_BYTES) as stream:
+                stream.seek(offset)
+                while line := stream.readline(self.max_line_bytes + 1):
+                    offset += len(line)
+                    if not line.endswith(b"\n"):
+                        offset += _skip_line(stream)
+                    yield line.rstrip(b"\r\n"), offset
+        except UNUSABLE as error:
+            raise OperatorError(f"cannot read {place}: {error}") from error
 
 
 def open_source(address: str, max_line_bytes: int) -> Source:
     """See that the input is there. Raises `OperatorError`; also when it holds no rows."""
-    try:
-        info = locate(address).info()
-    except UNREADABLE as error:
-        raise OperatorError(f"cannot read {address}: {error}") from error
-    if info["type"] != "file":
-        raise OperatorError(f"cannot read {address}: it is a {info['type']}, not a file")
-    source = Source(address, int(info["size"]), version_of(info), max_line_bytes)
+    source = Source(files_at(address), max_line_bytes)
     if next(source.rows(0, 0), None) is None:
-        raise OperatorError(f"{address} has no rows")
+        raise OperatorError(f"{shown(address)} has no rows")
     return source
-
-
-def _open(place: Place) -> io.BufferedReader:
-    return io.BufferedReader(_Raw(place.open()), _BUFFER_BYTES)
 
 
 class _Raw(io.RawIOBase):
@@ -94,7 +94,7 @@ class _Raw(io.RawIOBase):
         super().close()
 
 
-def _skip_line(stream: io.BufferedReader) -> int:
+def _skip_line(stream: io.BufferedIOBase) -> int:
     """Read on to the end of the line, keeping nothing; returns the bytes passed."""
     skipped = 0
     while part := stream.readline(_BUFFER_BYTES):

@@ -17,6 +17,7 @@ import psutil
 from serving.batch.inside import Inside, application
 from serving.batch.job import Job
 from serving.batch.ledger import open_ledger
+from serving.batch.places import locate
 from serving.batch.source import open_source
 from serving.gateway.service import Service
 from tests.fake_engine import FakeGroup, fake_group, until
@@ -44,7 +45,7 @@ async def run(folder: Path, rows: int) -> list[float]:
         await service.start()
         await until(lambda: service.ready)
         source = open_source(str(folder / "in.jsonl"), 1 << 20)
-        with open_ledger(folder / "out.jsonl", "growth", resume=False, overwrite=False) as ledger:
+        with open_ledger(locate(str(folder / "out.jsonl")), "growth", resume=False, overwrite=False) as ledger:
             assert ledger is not None
             looks = Looks(application(service, config), group, rows)
             await Job(source.rows(0, 0), looks.post, ledger, WINDOW).run()

@@ -1,10 +1,11 @@
 """The proof that nothing is lost and nothing comes twice: a job is killed at random moments, and written all the same.
 
-    python -m tests.batch.kills --times 10
+    python -m tests.batch.kills --times 10 [--elsewhere]
 
 An undisturbed run comes first. In each round one process of the same job is killed with SIGKILL at a random row: in
 turn each of `VICTIMS`. A command that ends by it is started again. The output must be the undisturbed one's, byte for
-byte. Computes in float32: in bfloat16 the rows beside a row can change its last digits.
+byte; with --elsewhere it lies in an object store (`bucket`). Computes in float32: in bfloat16 the rows beside a row can
+change its last digits.
 """
 
 import argparse
@@ -18,10 +19,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import msgspec
 import psutil
 
-from serving.batch.ledger import Progress
+from serving.batch.places import locate
+from serving.batch.progress import read_progress
+from tests.batch.bucket import open_bucket
 from tests.e2e.server import CONFIG, MODEL, Process, eventually, gangway
 
 ROWS = 150
@@ -44,17 +46,15 @@ OUTLIVED = frozenset({"rank", "controller", "registry"})
 class Batch(Process):
     """`gangway batch` in a process of its own."""
 
-    def __init__(self, source: Path, output: Path, *options: str) -> None:
-        self.output = output
+    def __init__(self, source: Path | str, output: str, *options: str) -> None:
+        self.output = locate(output)
         overrides = [part for setting in SETTINGS for part in ("--set", setting)]
         super().__init__(*gangway("batch", CONFIG, source, output, *overrides, *options))
 
     def rows(self) -> int:
         """Rows that count."""
-        with suppress(FileNotFoundError):
-            checkpoint = self.output.with_name(f"{self.output.name}.progress").read_bytes()
-            return msgspec.json.decode(checkpoint, type=Progress).rows
-        return 0
+        progress = read_progress(self.output)
+        return progress.rows if progress else 0
 
     def strike(self, victim: str) -> None:
         """Kill one process of the job."""
@@ -63,6 +63,12 @@ class Batch(Process):
             return
         named = [process for process in self.processes() if VICTIMS[victim] in _title(process)]
         random.choice(named).send_signal(signal.SIGKILL)
+
+    def content(self) -> bytes:
+        """The output, once the job has ended well."""
+        assert self.wait(END_TIMEOUT_S) == 0, "\n".join(self.lines)
+        with self.output.open() as stream:
+            return bytes(stream.read())
 
     def over(self) -> bool:
         return self.process.poll() is not None
@@ -78,13 +84,12 @@ def write_rows(path: Path, rows: int) -> None:
             stream.write(line[: -5 if number == 3 else None] + "\n")
 
 
-def undisturbed(source: Path, output: Path) -> bytes:
+def undisturbed(source: Path, output: str) -> bytes:
     """What a run that nothing happens to writes."""
-    run_to_end(lambda: Batch(source, output))
-    return output.read_bytes()
+    return run_to_end(lambda: Batch(source, output))
 
 
-def disturbed(source: Path, output: Path, strikes: Sequence[tuple[str, int]]) -> bytes:
+def disturbed(source: Path, output: str, strikes: Sequence[tuple[str, int]]) -> bytes:
     """What is written when victims are killed at rows, one after the other. A command that ends is started again."""
     batch = Batch(source, output)
     try:
@@ -95,16 +100,16 @@ def disturbed(source: Path, output: Path, strikes: Sequence[tuple[str, int]]) ->
             if victim not in OUTLIVED and batch.wait(END_TIMEOUT_S) != 0:
                 batch.kill()
                 batch = Batch(source, output)
-        assert batch.wait(END_TIMEOUT_S) == 0, "\n".join(batch.lines)
+        return batch.content()
     finally:
         batch.kill()
-    return output.read_bytes()
 
 
-def run_to_end(start: Callable[[], Batch]) -> None:
+def run_to_end(start: Callable[[], Batch]) -> bytes:
+    """What is written."""
     batch = start()
     try:
-        assert batch.wait(END_TIMEOUT_S) == 0, "\n".join(batch.lines)
+        return batch.content()
     finally:
         batch.kill()
 
@@ -121,16 +126,19 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--times", type=int, default=10)
     parser.add_argument("--rows", type=int, default=ROWS)
     parser.add_argument("--victims", nargs="+", choices=VICTIMS, default=list(VICTIMS), help="in turn")
+    parser.add_argument("--elsewhere", action="store_true", help="write to an object store")
     options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, open_bucket({}) as bucket:
         source = Path(folder) / "in.jsonl"
         write_rows(source, options.rows)
-        expected = undisturbed(source, Path(folder) / "expected.jsonl")
+        expected = undisturbed(source, f"{folder}/expected.jsonl")
         print(f"undisturbed: {len(expected.splitlines())} rows, {len(expected)} bytes", flush=True)
         for round_ in range(options.times):
             victim, row = options.victims[round_ % len(options.victims)], random.randrange(1, options.rows // 2)
             began = time.monotonic()
-            same = disturbed(source, Path(folder) / f"{round_}.jsonl", [(victim, row)]) == expected
+            name = f"{round_}.jsonl"
+            output = bucket.address(name) if options.elsewhere else f"{folder}/{name}"
+            same = disturbed(source, output, [(victim, row)]) == expected
             verdict = "the same bytes" if same else "OTHER BYTES"
             print(
                 f"round {round_}: {victim} killed at row {row}: {verdict}, {time.monotonic() - began:.0f} s", flush=True

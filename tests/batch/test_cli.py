@@ -9,6 +9,7 @@ import pytest
 
 from serving.batch.identity import batch_config, job_key
 from serving.batch.parquet import ANSWERS, join, open_parquet
+from serving.batch.places import locate
 from serving.batch.rows import GENERATE
 from serving.config import load_config
 from serving.runtime.preflight import absolute_paths
@@ -40,7 +41,7 @@ def test_of_a_finished_output_nothing_is_done_anew_and_nothing_is_left_beside_it
     source, output, lines = files
     settings = batch_config(absolute_paths(load_config(CONFIG, [f"model.path={MODEL}"])))
     rows = open_parquet(str(source), "ask", None)
-    join(rows, lines, output, job_key(settings, rows, GENERATE), ANSWERS)
+    join(rows, locate(str(lines)), locate(str(output)), job_key(settings, rows, GENERATE), ANSWERS)
     content = output.read_bytes()
     done = gangway("batch", CONFIG, source, output, "--column", "ask", "--set", f"model.path={MODEL}")
     assert done.returncode == 0, done

@@ -10,6 +10,7 @@ import pytest
 from serving.batch.inside import application
 from serving.batch.job import Ask, Job
 from serving.batch.ledger import open_ledger
+from serving.batch.places import locate
 from serving.batch.rows import GENERATE, Task
 from serving.batch.source import open_source
 from serving.gateway.service import Service
@@ -49,7 +50,7 @@ class Bench:
         self.app = application(self.service, self.config)
 
     async def run(self, output: Path, ask: Ask | None = None, task: Task = GENERATE, window: int = WINDOW) -> bytes:
-        with open_ledger(output, "a", resume=False, overwrite=False) as ledger:
+        with open_ledger(locate(str(output)), "a", resume=False, overwrite=False) as ledger:
             assert ledger is not None
             rows = self.source.rows(ledger.progress.rows, ledger.progress.offset)
             await Job(rows, ask or self.app.post, ledger, window, task).run()

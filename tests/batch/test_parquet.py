@@ -11,9 +11,14 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import pytest
 
 from serving.batch.parquet import ANSWERS, GROUP_BYTES, VECTORS, is_output_of, join, open_parquet, require_new_columns
+from serving.batch.places import Place, locate
 from serving.errors import OperatorError
 
 ROWS = 700
+
+
+def here(path: Path) -> Place:
+    return locate(str(path))
 
 
 @pytest.fixture
@@ -53,6 +58,39 @@ def test_a_stream_begun_anywhere_goes_on_from_there(table: Path, start: int) -> 
     assert list(source.rows(start, start)) == list(source.rows(0, 0))[start:]
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Rows 0 to 499, none, and 500 to 699, in a file each."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name, numbers in (("a", range(500)), ("b", range(0)), ("c", range(500, ROWS))):
+        table = pa.table(
+            {"n": pa.array(numbers, pa.int64()), "ask": pa.array([f"row {n}" for n in numbers], pa.string())}
+        )
+        pq.write_table(table, folder / f"{name}.parquet")
+    return folder
+
+
+@pytest.mark.parametrize("start", [0, 499, 500, 501, 699, 700])
+def test_the_files_of_a_folder_are_one_input(folder: Path, start: int) -> None:
+    rows = list(open_parquet(str(folder), "ask", None).rows(start, start))
+    assert [json.loads(row.data)["inputs"] for row in rows] == [f"row {n}" for n in range(start, ROWS)]
+    assert [(row.number, row.end) for row in rows] == [(n, n + 1) for n in range(start, ROWS)]
+
+
+def test_the_files_of_a_folder_become_one_output(folder: Path, tmp_path: Path) -> None:
+    answers, output = tmp_path / "lines", tmp_path / "out.parquet"
+    answers.write_text('{"error": {"message": "m"}}\n' * ROWS)
+    join(open_parquet(str(folder), "ask", None), here(answers), here(output), "a", ANSWERS)
+    assert pq.read_table(output)["n"].to_pylist() == list(range(ROWS))
+
+
+def test_files_of_other_columns_in_a_folder_are_refused(folder: Path) -> None:
+    pq.write_table(pa.table({"n": [1]}), folder / "d.parquet")
+    with pytest.raises(OperatorError, match=r"d.parquet has other columns than .*a.parquet"):
+        open_parquet(str(folder), "ask", None)
+
+
 @pytest.mark.parametrize(
     ("column", "parameters", "sentence"),
     [
@@ -89,15 +127,15 @@ def test_answers_are_joined_to_their_rows_and_the_job_is_known_by_its_output(tab
     ]
     answers, output = tmp_path / "lines", tmp_path / "out.parquet"
     answers.write_text("\n".join([json.dumps({"error": {"message": "too long"}}), *map(json.dumps, lines[1:])]))
-    join(open_parquet(str(table), "ask", None), answers, output, "a", ANSWERS)
+    join(open_parquet(str(table), "ask", None), here(answers), here(output), "a", ANSWERS)
     found = pq.read_table(output)
     assert found.select(["n", "ask", "chat"]).to_pydict() == pq.read_table(table).to_pydict()
     assert found["prediction"].to_pylist() == [None, *(f"answer {number}" for number in range(1, ROWS))]
     assert found["error"].to_pylist() == ["too long", *[None] * (ROWS - 1)]
     assert found["completion_tokens"].to_pylist()[:2] == [None, 1]
-    assert is_output_of(output, "a")
-    assert not is_output_of(output, "b")
-    assert not is_output_of(answers, "a")
+    assert is_output_of(here(output), "a")
+    assert not is_output_of(here(output), "b")
+    assert not is_output_of(here(answers), "a")
 
 
 @pytest.mark.parametrize(("rows", "characters", "groups"), [(20_000, 1, [8192, 8192, 3616]), (3000, 20_000, None)])
@@ -107,7 +145,7 @@ def test_the_outputs_row_groups_are_large_and_bounded(
     path, answers, output = tmp_path / "in.parquet", tmp_path / "lines", tmp_path / "out.parquet"
     pq.write_table(pa.table({"ask": ["x" * characters] * rows}), path)
     answers.write_text('{"error": {"message": "m"}}\n' * rows)
-    join(open_parquet(str(path), "ask", None), answers, output, "a", ANSWERS)
+    join(open_parquet(str(path), "ask", None), here(answers), here(output), "a", ANSWERS)
     metadata = pq.read_metadata(output)
     found = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
     assert sum(found) == rows
@@ -126,7 +164,7 @@ def test_an_output_that_cannot_be_written_leaves_nothing(table: Path, tmp_path: 
     answers.write_text('{"error": {"message": "m"}}\n' * ROWS)
     (folder / "out.parquet").mkdir(parents=True)  # a folder has the output's name
     with pytest.raises(OperatorError, match="cannot write"):
-        join(open_parquet(str(table), "ask", None), answers, folder / "out.parquet", "a", ANSWERS)
+        join(open_parquet(str(table), "ask", None), here(answers), here(folder / "out.parquet"), "a", ANSWERS)
     assert [file.name for file in folder.iterdir()] == ["out.parquet"]
 
 
@@ -137,7 +175,7 @@ def test_vectors_become_a_list_column(table: Path, tmp_path: Path) -> None:
     ]
     answers, output = tmp_path / "lines", tmp_path / "out.parquet"
     answers.write_text("\n".join([json.dumps({"error": {"message": "too long"}}), *map(json.dumps, lines[1:])]))
-    join(open_parquet(str(table), "ask", None), answers, output, "a", VECTORS)
+    join(open_parquet(str(table), "ask", None), here(answers), here(output), "a", VECTORS)
     found = pq.read_table(output)
     assert found["n"].to_pylist() == list(range(ROWS))
     assert found["embedding"].type == pa.list_(pa.float32())

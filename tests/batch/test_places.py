@@ -1,9 +1,7 @@
 """Inputs that lie elsewhere: the same rows as from a local file, at every place that a stream is begun."""
 
 import io
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec  # type: ignore[import-untyped]
@@ -14,59 +12,17 @@ import pytest
 from serving.batch.parquet import open_parquet
 from serving.batch.source import open_source
 from serving.errors import OperatorError
+from tests.batch.bucket import Bucket, open_bucket
 
 LINES = b"".join(b'{"inputs": "row %d"}\n' % number for number in range(500))
-
-
-class Bucket(ThreadingHTTPServer):
-    """As much of S3 as reading needs, for Arrow's own client: HEAD, and GET of a range."""
-
-    def __init__(self, files: dict[str, bytes]) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files = files
-
-    def address(self, name: str) -> str:
-        return f"s3://key:secret@bucket/{name}?scheme=http&region=here&endpoint_override=127.0.0.1:{self.server_port}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Bucket
-
-    def do_HEAD(self) -> None:
-        self.answer()
-
-    def do_GET(self) -> None:
-        self.answer()
-
-    def answer(self) -> None:
-        content = self.server.files.get(self.path.removeprefix("/bucket/"))
-        begin, end, wanted = 0, len(content or b""), self.headers.get("Range")
-        if wanted:
-            first, last = wanted.removeprefix("bytes=").split("-")
-            begin, end = int(first), min(end, int(last) + 1)
-        self.send_response(404 if content is None else 206 if wanted else 200)
-        if content is not None:
-            self.send_header("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT")
-            self.send_header("ETag", f'"{len(content)}"')
-        self.send_header("Content-Length", str(end - begin))
-        self.end_headers()
-        if content is not None and self.command == "GET":
-            self.wfile.write(content[begin:end])
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  the base class's name
-        """Nothing is said."""
 
 
 @pytest.fixture
 def bucket() -> Iterator[Bucket]:
     table = io.BytesIO()
     pq.write_table(pa.table({"ask": [f"row {number}" for number in range(500)]}), table, row_group_size=100)
-    with Bucket({"in.jsonl": LINES, "in.parquet": table.getvalue()}) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
+    with open_bucket({"in.jsonl": LINES, "in.parquet": table.getvalue()}) as bucket:
+        yield bucket
 
 
 def same_from_everywhere(address: str, local: Path) -> None:

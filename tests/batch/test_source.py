@@ -47,6 +47,19 @@ def test_an_input_that_cannot_be_read_is_refused(address: str) -> None:
         open_source(address, 100)
 
 
-def test_a_folder_is_no_input(tmp_path: Path) -> None:
-    with pytest.raises(OperatorError, match="it is a directory"):
+def test_the_files_of_a_folder_are_one_input_in_the_order_of_their_names(tmp_path: Path) -> None:
+    files = {"b": b"three\nfour", "a": b"one\ntwo\n", "c": b"", "d": b"five\n", "_SUCCESS": b"x\n", ".a.crc": b"x\n"}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "below").mkdir()
+    source = open_source(str(tmp_path), 100)
+    rows = list(source.rows(0, 0))
+    assert [(row.number, row.data) for row in rows] == list(enumerate(b"one two three four five".split()))
+    assert (rows[-1].end, source.size) == (23, 23)
+    for number in range(1, 5):
+        assert list(source.rows(number, rows[number - 1].end)) == rows[number:]
+
+
+def test_a_folder_without_files_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OperatorError, match="it is a directory without files"):
         open_source(str(tmp_path), 100)

@@ -32,6 +32,12 @@ def test_a_place_that_no_pod_reaches_is_refused(make: MakeSpec, place: str) -> N
         batch_documents(make(storage__batch=BATCH), [place, "/work/out.jsonl"])
 
 
+def test_addresses_need_no_volume_where_the_network_is_open(make: MakeSpec) -> None:
+    places = ["s3://rows/in.jsonl", "s3://rows/out.jsonl"]
+    job = batch_documents(make(network_policy__enabled=False), places)[-1]
+    assert " ".join(places) in job["spec"]["entrypoint"]
+
+
 @pytest.mark.parametrize("call", [[], ["/work/in.jsonl"], ["/work/in.jsonl", "--resume"]])
 def test_a_missing_output_is_refused(make: MakeSpec, call: list[str]) -> None:
     with pytest.raises(SpecError, match="needs an INPUT and an OUTPUT"):
