@@ -1,11 +1,15 @@
 """The kernels against torch's own operators in float32; and that a row does not depend on its batch, to the bit."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor
 
 from serving.engine.model import AttentionSpec
-from serving.engine.native import ops
+from serving.engine.native import library, ops
 
 pytestmark = pytest.mark.skipif(not ops.available(), reason="the processor lacks AVX-512 with bfloat16")
 
@@ -125,3 +129,12 @@ def test_attention_over_blocks_equals_attention_written_out(
     close(whole, torch.cat(truth).flatten(1))
     for row in range(len(whole)):
         assert torch.equal(run(slice(row, row + 1)), whole[row : row + 1]), "a row does not depend on its batch"
+
+
+def test_the_other_way_to_multiply_holds_to_the_same() -> None:
+    other = next(way for way in library.PRODUCTS if way != library.products())
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "not other_way"]
+    done = subprocess.run(
+        command, check=False, env=os.environ | {library.SWITCH: other}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout

@@ -66,7 +66,7 @@ constexpr int kQueries = 6;  // computed together: 6 x 4 accumulators of 32 regi
 // or value is loaded once for all of them. What a query does not see has the weight 0, so that its result is the same
 // to the bit whoever it is computed with.
 template <class T> struct Queries {
-  const T* query[kQueries]; T* out[kQueries];
+  const Factor<T>* query[kQueries]; T* out[kQueries];
   i64 first[kQueries], length[kQueries];  // each sees the tokens [first, length)
   i64 begin, end;                         // what any of them sees
   const int32_t* blocks; i64 head;
@@ -84,15 +84,14 @@ inline void multiply_keys(i64 dim, const Queries<T>& qs, const KeyGroup<T> (&gro
   constexpr int pair = kPair<T>;
   for (int q = 0; q < Q; q++)
     for (int n = 0; n < N; n++) acc[q][n] = _mm512_setzero_ps();
-  for (i64 d = 0; d < dim; d += pair)
-    for (int n = 0; n < N; n++) {
-      const auto key = load_weights(groups[n].keys + d * kTokens);
-      if (qs.fetch) {
+  for (i64 d = 0; d < dim; d += pair) {
+    if (qs.fetch)
+      for (int n = 0; n < N; n++) {
         _mm_prefetch((const char*)(groups[n].soon + d * kTokens), _MM_HINT_T0);
         _mm_prefetch((const char*)(groups[n].values + d * kTokens), _MM_HINT_T0);
       }
-      for (int q = 0; q < Q; q++) acc[q][n] = multiply_add(acc[q][n], qs.query[q] + d, key);
-    }
+    multiply_add<T>(acc, [&](int q) { return qs.query[q] + d; }, [&](int n) { return groups[n].keys + d * kTokens; });
+  }
 }
 
 constexpr i64 kAhead = 4 * kTokens;  // tokens between a key that is multiplied and the one that is fetched
@@ -110,7 +109,7 @@ inline __m512 shaped(const Shape& s, __m512 v, i64 t, i64 first, i64 length) {
   return _mm512_mask_blend_ps(seen, _mm512_set1_ps(kMasked), v);
 }
 
-// scores[begin to end] become weights, exp(score - highest), as T and from the same address on; returns their sum, the
+// scores[begin to end] become weights, exp(score - highest), as they are multiplied and from the same address on; returns their sum, the
 // softmax's denominator.
 template <class T> float exponentials(float* scores, i64 begin, i64 end, float highest) {
   __m512 sum = _mm512_setzero_ps();
@@ -120,7 +119,7 @@ template <class T> float exponentials(float* scores, i64 begin, i64 end, float h
     const __mmask16 seen = _mm512_cmp_ps_mask(v, _mm512_set1_ps(kMasked), _CMP_GT_OQ);
     const __m512 e = _mm512_maskz_mov_ps(seen, exp16(_mm512_sub_ps(v, _mm512_set1_ps(highest))));
     sum = _mm512_add_ps(sum, e);
-    store((T*)scores + t, e);  // never past what has been read
+    store((Factor<T>*)scores + t, e);  // never past what has been read
   }
   return _mm512_reduce_add_ps(sum);
 }
@@ -166,11 +165,8 @@ void mix(const Cache<T>& c, const Queries<T>& qs, i64 column, const float* denom
   for (i64 t = qs.begin / pair * pair; t < qs.end;) {
     const T* values = c.value_pair(qs.blocks[t / c.block_size], qs.head, t % c.block_size) + column * pair;
     for (const i64 last = std::min(qs.end, (t / c.block_size + 1) * c.block_size); t < last; t += pair) {
-      decltype(load_weights(values)) row[V];
-      for (int v = 0; v < V; v++) row[v] = load_weights(values + v * 16 * pair);
-      for (int q = 0; q < Q; q++)
-        for (int v = 0; v < V; v++)
-          acc[q][v] = multiply_add(acc[q][v], (const T*)(qs.scores + q * qs.stride) + t, row[v]);
+      multiply_add<T>(acc, [&](int q) { return (const Factor<T>*)(qs.scores + q * qs.stride) + t; },
+                      [&](int v) { return values + v * 16 * pair; });
       values += c.dim * pair;
     }
   }
@@ -198,10 +194,12 @@ template <class T> struct Attention {
 template <class T>
 void attend_tile(const Attention<T>& a, const Step& s, i64 row, i64 rows, i64 head, i64 q, i64 count, float* scores) {
   Queries<T> qs;
+  thread_local std::vector<Factor<T>> room;
+  if ((i64)room.size() < kQueries * a.cache.dim) room.resize(kQueries * a.cache.dim);
   int n = 0;
   for (i64 r = row; r < row + rows; r++)
     for (i64 h = q; h < q + count; h++, n++) {
-      qs.query[n] = a.query + r * a.query_stride + h * a.cache.dim;
+      qs.query[n] = factors(a.query + r * a.query_stride + h * a.cache.dim, a.cache.dim, room.data() + n * a.cache.dim);
       qs.out[n] = a.out + (r * a.heads + h) * a.cache.dim;
       qs.length[n] = s.positions[r] + 1;
       qs.first[n] = a.shape.window > 0 ? std::max<i64>(0, qs.length[n] - a.shape.window) : 0;

@@ -2,6 +2,8 @@
 
 #pragma once
 
+#include <vector>
+
 #include "vector.h"
 
 namespace {
@@ -16,19 +18,13 @@ template <class T> struct Ahead { const T* from; int lines; };
 // R rows of x [R, K] times one panel [K / pair][32][pair]. Sums run over k in order, whatever R is. With many rows the
 // first cache is for x: weights are fetched into the second (5 % to a quarter less time for 6 to 20 rows, measured).
 template <int R, class T>
-inline void multiply(const T* x, i64 ldx, const T* panel, i64 k_size, Ahead<T> ahead, __m512 (&acc)[R][2]) {
+inline void multiply(const Factor<T>* x, i64 ldx, const T* panel, i64 k_size, Ahead<T> ahead, __m512 (&acc)[R][2]) {
   constexpr int pair = kPair<T>;
   for (int r = 0; r < R; r++) acc[r][0] = acc[r][1] = _mm512_setzero_ps();
   for (i64 k = 0; k < k_size; k += pair) {
-    const T* w = panel + k * kPanel;
-    const auto w0 = load_weights(w), w1 = load_weights(w + 16 * pair);
     for (int line = 0; line < ahead.lines; line++, ahead.from += 16 * pair)
       _mm_prefetch((const char*)ahead.from, R < 6 ? _MM_HINT_T0 : _MM_HINT_T1);
-#pragma GCC unroll 12
-    for (int r = 0; r < R; r++) {
-      acc[r][0] = multiply_add(acc[r][0], x + r * ldx + k, w0);
-      acc[r][1] = multiply_add(acc[r][1], x + r * ldx + k, w1);
-    }
+    multiply_add<T>(acc, [&](int r) { return x + r * ldx + k; }, [&](int n) { return panel + k * kPanel + n * 16 * pair; });
   }
 }
 
@@ -40,9 +36,12 @@ template <class T> struct Product {
   int activation;     // not kNone: panels hold 16 gate rows, then 16 up rows; y = act(gate) * up, n_size / 2 columns
 };
 
-template <int R, class T> void tile(const Product<T>& p, i64 row, i64 panel, Ahead<T> ahead) {
+// The rows of x as they are multiplied.
+template <class T> struct Inputs { const Factor<T>* x; i64 ldx; };
+
+template <int R, class T> void tile(const Product<T>& p, Inputs<T> in, i64 row, i64 panel, Ahead<T> ahead) {
   __m512 acc[R][2];
-  multiply<R, T>(p.x + row * p.ldx, p.ldx, p.packed + panel * kPanel * p.k_size, p.k_size, ahead, acc);
+  multiply<R, T>(in.x + row * in.ldx, in.ldx, p.packed + panel * kPanel * p.k_size, p.k_size, ahead, acc);
   for (int r = 0; r < R; r++) {
     T* y = p.y + (row + r) * p.ldy;
     if (p.activation != kNone) {
@@ -71,14 +70,14 @@ template <class T> Ahead<T> fetched_by(const Product<T>& p, i64 panel, i64 t, i6
   return {mine + (2 + t) * kPanel * p.k_size / 2, t < 2 ? 1 : 0};
 }
 
-template <class T> void panel_rows(const Product<T>& p, i64 panel) {
+template <class T> void panel_rows(const Product<T>& p, Inputs<T> in, i64 panel) {
   const i64 tiles = (p.rows + kRows - 1) / kRows;
   i64 row = 0;
   for (i64 t = 0; t < tiles; t++) {
     const int rows = (int)(p.rows / tiles + (t < p.rows % tiles));
     const Ahead<T> ahead = fetched_by(p, panel, t, tiles);
     switch (rows) {
-#define ROWS(n) case n: tile<n, T>(p, row, panel, ahead); break;
+#define ROWS(n) case n: tile<n, T>(p, in, row, panel, ahead); break;
       ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) ROWS(7) ROWS(8) ROWS(9) ROWS(10) ROWS(11) ROWS(12)
 #undef ROWS
     }
@@ -86,10 +85,22 @@ template <class T> void panel_rows(const Product<T>& p, i64 panel) {
   }
 }
 
+// Widened, they are in memory of this thread, until its next product.
+template <class T> Inputs<T> inputs(const Product<T>& p) {
+  if constexpr (std::is_same_v<Factor<T>, T>) return {p.x, p.ldx};
+  else {
+    thread_local std::vector<Factor<T>> room;
+    if ((i64)room.size() < p.rows * p.k_size) room.resize(p.rows * p.k_size);
+    for (i64 row = 0; row < p.rows; row++) factors(p.x + row * p.ldx, p.k_size, room.data() + row * p.k_size);
+    return {room.data(), p.k_size};
+  }
+}
+
 template <class T> void product(const Product<T>& p, int threads) {
+  const Inputs<T> in = inputs(p);
   const i64 panels = (p.n_size + kPanel - 1) / kPanel;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (i64 panel = 0; panel < panels; panel++) panel_rows(p, panel);
+  for (i64 panel = 0; panel < panels; panel++) panel_rows(p, in, panel);
 }
 
 // w [n, k] -> [ceil(n / 32)][k / pair][32][pair], rows past n are zero.

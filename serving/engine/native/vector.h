@@ -39,15 +39,56 @@ template <class T> inline __m512 rounded(__m512 v) {
   else return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(v)), 16));
 }
 
-// acc += the products of one k (float) or two (bf16), the input broadcast to all 16 output lanes.
-inline __m512 multiply_add(__m512 acc, const float* x, __m512 w) { return _mm512_fmadd_ps(_mm512_set1_ps(*x), w, acc); }
-inline __m512 multiply_add(__m512 acc, const bf16* x, __m512i w) {
-  int pair;
-  memcpy(&pair, x, 4);
-  return _mm512_dpbf16_ps(acc, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)w);
+// What inputs are multiplied as. A bfloat16 dot product does the work of two multiplications of 16 floats, and where it
+// takes longer than they do (`library.flags`), weights are widened as they are loaded, inputs before.
+#ifdef GANGWAY_WIDEN
+template <class T> using Factor = float;
+#else
+template <class T> using Factor = T;
+#endif
+
+// 16 lanes of weights: what each multiplies with the input `place` of a pair.
+inline __m512 load_weights(const float* w, int) { return _mm512_loadu_ps(w); }
+inline __m512 load_weights(const bf16* w, int place) {
+  const __m512i pairs = _mm512_loadu_si512(w);
+  return _mm512_castsi512_ps(place ? _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff0000)) : _mm512_slli_epi32(pairs, 16));
 }
-inline __m512 load_weights(const float* p) { return _mm512_loadu_ps(p); }
-inline __m512i load_weights(const bf16* p) { return _mm512_loadu_si512(p); }
+
+// acc[r][n] += the products of one k (float) or two (bf16), in order: the inputs at x(r), each broadcast, with the 16
+// lanes of weights at w(n).
+template <class T, int R, int N, class X, class W> inline void multiply_add(__m512 (&acc)[R][N], X x, W w) {
+  if constexpr (std::is_same_v<Factor<T>, bf16>) {
+    __m512i lanes[N];
+    for (int n = 0; n < N; n++) lanes[n] = _mm512_loadu_si512(w(n));
+#pragma GCC unroll 12
+    for (int r = 0; r < R; r++) {
+      int pair;
+      memcpy(&pair, x(r), 4);
+      for (int n = 0; n < N; n++)
+        acc[r][n] = _mm512_dpbf16_ps(acc[r][n], (__m512bh)_mm512_set1_epi32(pair), (__m512bh)lanes[n]);
+    }
+  } else {
+    for (int place = 0; place < kPair<T>; place++) {
+      __m512 lanes[N];
+      for (int n = 0; n < N; n++) lanes[n] = load_weights(w(n), place);
+#pragma GCC unroll 12
+      for (int r = 0; r < R; r++)
+        for (int n = 0; n < N; n++) acc[r][n] = _mm512_fmadd_ps(_mm512_set1_ps(x(r)[place]), lanes[n], acc[r][n]);
+    }
+  }
+}
+
+// A row of inputs as it is multiplied: itself, or widened into `room`.
+template <class T> inline const Factor<T>* factors(const T* x, i64 count, Factor<T>* room) {
+  if constexpr (std::is_same_v<Factor<T>, T>) return x;
+  else {
+    for (i64 i = 0; i < count; i += 16) {
+      const int n = (int)std::min<i64>(16, count - i);
+      store_first(room + i, load_first(x + i, n), n);
+    }
+    return room;
+  }
+}
 
 // exp by range reduction and a polynomial (Cephes expf); relative error about 1e-7.
 inline __m512 exp16(__m512 x) {
