@@ -1,7 +1,7 @@
 """The command `gangway batch`. What imports Ray is imported once its environment is set."""
 
 import asyncio
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
 import typer
@@ -103,7 +103,13 @@ def _is_parquet(output: Place) -> bool:
 def _open_input(
     source: str, output: Place, settings: Config, task: Task, column: str | None, parameters: str | None
 ) -> Source | ParquetSource:
-    if all(file.place.path.endswith(SUFFIX) for file in files_at(source)):
+    files = [file.place.path for file in files_at(source)]
+    if files != [locate(source).path] and PurePosixPath(files[0]).parent == PurePosixPath(output.path).parent:
+        raise OperatorError(f"cannot write {output}: it would be one of the files of {shown(source)}")
+    parquet = [file.endswith(SUFFIX) for file in files]
+    if any(parquet) and not all(parquet):
+        raise OperatorError(f"cannot read {shown(source)}: some of its files are Parquet, and some are not")
+    if all(parquet):
         rows = open_parquet(source, column, parameters)
         if _is_parquet(output):
             require_new_columns(rows, columns_of(task))

@@ -58,3 +58,20 @@ def test_another_jobs_output_is_not_touched_nor_what_lies_beside_it(files: tuple
     assert "is not what this job wrote; --overwrite replaces it" in one_sentence(done, 1)
     assert output.read_bytes() == content
     assert lines.exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "output", "sentence"),
+    [
+        (["a.jsonl"], "out.jsonl", "it would be one of the files of"),
+        (["a.jsonl", "b.parquet"], "../out.jsonl", "some of its files are Parquet, and some are not"),
+        ([], "../out.jsonl", "it is a directory without files"),
+    ],
+)
+def test_a_folder_that_is_no_input_is_refused(tmp_path: Path, names: list[str], output: str, sentence: str) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_text("{}\n")
+    done = gangway("batch", CONFIG, folder, folder / output, "--set", f"model.path={MODEL}")
+    assert sentence in one_sentence(done, 1)
