@@ -31,5 +31,6 @@ def batch_config(config: Config) -> Config:
 def job_key(config: Config, source: Source | ParquetSource, task: Task) -> str:
     """Stands for all that the output depends on: the input, the model, and how it computes."""
     model = config.model.model_dump(mode="json", exclude={"shard_cache"})
-    facts = [source.facts(), asdict(task), model, config.http.max_inputs]
+    split = [config.parallel.tensor_parallel_size, config.parallel.balance_mlp]
+    facts = [source.facts(), asdict(task), model, split, config.http.max_inputs]
     return hashlib.blake2b(msgspec.json.encode(facts, order="sorted"), digest_size=16).hexdigest()

@@ -35,6 +35,13 @@ def test_a_job_computes_with_settings_of_its_own() -> None:
     assert (on_gpus.engine.max_running, on_gpus.parallel.balance_mlp) == (9, False)
 
 
+def test_another_number_of_ranks_makes_another_job(files: tuple[Path, Path, Path]) -> None:
+    """Sums over other ranks may differ in their last bits, and so may a text."""
+    rows = open_parquet(str(files[0]), "ask", None)
+    one, two = (load_config(CONFIG, [f"parallel.tensor_parallel_size={ranks}"]) for ranks in (1, 2))
+    assert job_key(one, rows, GENERATE) != job_key(two, rows, GENERATE)
+
+
 def test_of_a_finished_output_nothing_is_done_anew_and_nothing_is_left_beside_it(
     files: tuple[Path, Path, Path],
 ) -> None:

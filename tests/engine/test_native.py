@@ -23,7 +23,9 @@ def close(found: Tensor, truth: Tensor) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 64, 32), (5, 66, 50), (13, 576, 100), (40, 130, 7)])
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs"), [(1, 64, 32), (5, 66, 50), (13, 576, 100), (40, 130, 7), (1100, 64, 50)]
+)
 def test_a_product_equals_the_matrix_product(dtype: torch.dtype, rows: int, inputs: int, outputs: int) -> None:
     torch.manual_seed(0)
     x, w = torch.randn(rows, inputs).to(dtype), torch.randn(outputs, inputs).to(dtype)

@@ -85,6 +85,8 @@ template <class T> void panel_rows(const Product<T>& p, Inputs<T> in, i64 panel)
   }
 }
 
+constexpr i64 kWidened = 512;  // rows that are widened at a time: a few MB, whatever the batch
+
 // Widened, they are in memory of this thread, until its next product.
 template <class T> Inputs<T> inputs(const Product<T>& p) {
   if constexpr (std::is_same_v<Factor<T>, T>) return {p.x, p.ldx};
@@ -96,11 +98,15 @@ template <class T> Inputs<T> inputs(const Product<T>& p) {
   }
 }
 
-template <class T> void product(const Product<T>& p, int threads) {
-  const Inputs<T> in = inputs(p);
-  const i64 panels = (p.n_size + kPanel - 1) / kPanel;
+template <class T> void product(Product<T> p, int threads) {
+  const i64 panels = (p.n_size + kPanel - 1) / kPanel, all = p.rows;
+  const i64 most = std::is_same_v<Factor<T>, T> ? all : kWidened;
+  for (i64 row = 0; row < all; row += most, p.x += most * p.ldx, p.y += most * p.ldy) {
+    p.rows = std::min(most, all - row);
+    const Inputs<T> in = inputs(p);
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (i64 panel = 0; panel < panels; panel++) panel_rows(p, in, panel);
+    for (i64 panel = 0; panel < panels; panel++) panel_rows(p, in, panel);
+  }
 }
 
 // w [n, k] -> [ceil(n / 32)][k / pair][32][pair], rows past n are zero.
