@@ -27,6 +27,8 @@ class Bucket:
     files: dict[str, bytes]
     uploads: dict[str, dict[int, bytes]] = field(default_factory=dict)
     port: int = 0
+    refuses: bool = False
+    """Nothing may be written."""
 
     def address(self, name: str) -> str:
         return f"s3://key:secret@bucket/{name}?scheme=http&region=here&endpoint_override=127.0.0.1:{self.port}"
@@ -59,6 +61,8 @@ class Bucket:
 
     async def put(self, request: Request) -> Response:
         key, query, body = request.path_params["key"], request.query_params, await body_of(request)
+        if self.refuses:
+            return Response(status_code=403)
         if "uploadId" in query:
             self.uploads[query["uploadId"]][int(query["partNumber"])] = body
         elif source := request.headers.get("x-amz-copy-source"):

@@ -254,3 +254,22 @@ def test_two_threads_that_save_at_once_write_once(elsewhere: Place, monkeypatch:
         ledger.finish()
     assert len(parts) == 1
     assert content(elsewhere) == b"one\n"
+
+
+def test_a_store_that_refuses_is_a_sentence_and_costs_what_was_not_saved() -> None:
+    with open_bucket({}) as bucket:
+        output = locate(bucket.address("folder/out"))
+        with opened(output) as ledger:
+            ledger.append(line(b"one\n"), 10)
+            ledger.save()
+            ledger.append(line(b"two\n"), 20)
+            bucket.refuses = True
+            with pytest.raises(OperatorError, match="cannot write s3://bucket/folder/out: ") as failure:
+                ledger.save()
+            assert "secret" not in str(failure.value)
+        bucket.refuses = False
+        with opened(output) as ledger:
+            assert (ledger.progress.rows, ledger.progress.offset) == (1, 10)
+            ledger.append(line(b"two\n"), 20)
+            ledger.finish()
+        assert content(output) == b"one\ntwo\n"

@@ -133,6 +133,21 @@ def test_attention_over_blocks_equals_attention_written_out(
         assert torch.equal(run(slice(row, row + 1)), whole[row : row + 1]), "a row does not depend on its batch"
 
 
+def test_the_library_multiplies_the_way_that_was_chosen() -> None:
+    """A dot product takes a subnormal weight for zero; widened, it counts."""
+    weight = torch.zeros(32, 64, dtype=torch.bfloat16)
+    weight[:, 1] = 2.0**-130
+    found = ops.product(torch.full((1, 64), 2.0**10, dtype=torch.bfloat16), ops.pack(weight), 32, None)
+    assert set(found.flatten().tolist()) == {2.0**-120 if library.products() == "widen" else 0.0}
+
+
+@pytest.mark.parametrize(("maker", "way"), [("GenuineIntel", "widen"), ("AuthenticAMD", "dot"), ("", "dot")])
+def test_the_way_to_multiply_follows_from_the_maker(maker: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(library.SWITCH, raising=False)
+    monkeypatch.setattr(library, "_processor", lambda field: {"vendor_id": maker}[field])
+    assert library.products() == way
+
+
 def test_the_other_way_to_multiply_holds_to_the_same() -> None:
     other = next(way for way in library.PRODUCTS if way != library.products())
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "not other_way"]
