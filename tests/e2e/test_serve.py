@@ -4,6 +4,7 @@ import asyncio
 import json
 import signal
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,13 @@ def test_the_openai_client_chats_and_is_told_paris(server: Server) -> None:
 def test_a_stream_says_what_a_whole_answer_says(server: Server) -> None:
     (whole,) = predict(server, STORY, max_tokens=24)
     assert "".join(story(server, 24)) == whole["text"]
+
+
+def test_what_clients_rely_on_holds_of_a_real_server(server: Server) -> None:
+    found = subprocess.run(
+        [sys.executable, "-m", "tests.interop", server.url], capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stdout
 
 
 def test_many_mixed_requests_at_once_are_all_answered(server: Server) -> None:
