@@ -1,4 +1,8 @@
-"""How things are: for load balancers, operators and the console. Never shows a key."""
+"""How things are: for load balancers, operators and the console. Never shows a key.
+
+The probes ask for no key, so they tell the state and the generation and nothing else. Why a group broke names paths
+and addresses, and is in `/v1/status` only.
+"""
 
 import os
 
@@ -27,7 +31,7 @@ class StatusPages:
         return json_response(self._health())
 
     async def readyz(self, _request: Request) -> Response:
-        """200 while a generation computes; else 503."""
+        """200 while a generation computes; else 503, whose message is the state."""
         if not self._service.ready:
             raise self._service.unavailable()
         return json_response(self._health())

@@ -202,7 +202,9 @@ class Uplink:
 
 
 def end_reason(snapshot: Snapshot) -> str:
-    """A sentence on why no generation will follow."""
+    """A sentence on why no generation will follow. Clients read it, so it holds no failure's own words, which name
+    paths and addresses: those are for who may read `/v1/status`.
+    """
     if snapshot.state == "failed":
-        return f"the group has failed: {snapshot.first_failure or 'no reason is known'}"
+        return "the group has failed; /v1/status says why"
     return f"the group is {snapshot.state}"

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import httpx
 import jsonschema  # type: ignore[import-untyped]
@@ -28,6 +29,38 @@ async def test_readiness_follows_the_group_and_health_does_not(group: FakeGroup)
         group.start()
         await until(lambda: service.ready)
         assert (await client.get("/readyz")).json()["generation"] == 2
+
+
+FAILURE = "FileNotFoundError: /srv/models/private on 10.1.2.3:7000"
+ITS_WORDS = ("FileNotFoundError", "/srv", "10.1.2.3", "7000")
+
+
+async def test_why_a_group_failed_is_told_to_nobody_without_a_key(group: FakeGroup, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("sesame\n")
+    async with serving(group, make_config(f"security.api_keys_file={keys}")) as (client, service):
+        group.turn("failed", first_failure=FAILURE, last_failure=FAILURE)
+        await until(lambda: service.state == "failed")
+        for path in ("/readyz", "/healthz", "/v1/status", "/metrics", "/", "/nope"):
+            response = await client.get(path)
+            assert not any(word in response.text + str(response.headers) for word in ITS_WORDS), path
+        known = {"authorization": "Bearer sesame"}
+        assert (await client.get("/v1/status", headers=known)).json()["first_failure"] == FAILURE
+
+
+async def test_a_group_that_failed_answers_with_its_state_and_no_reason(group: FakeGroup) -> None:
+    async with serving(group, make_config()) as (client, service):
+        group.turn("failed", first_failure=FAILURE, last_failure=FAILURE)
+        await until(lambda: service.state == "failed")
+        answers = [await client.get("/readyz"), await client.post("/predict", json={"inputs": "x"})]
+    for answer in answers:
+        assert answer.status_code == 503
+        assert answer.json()["error"] == {
+            "type": "unavailable_error",
+            "message": "the group has failed; /v1/status says why",
+            "param": None,
+            "code": "group_failed",
+        }
 
 
 async def test_before_the_first_generation_requests_are_503_and_health_is_200(group: FakeGroup) -> None:
