@@ -41,7 +41,7 @@ def batch(
     overrides: Annotated[
         list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one key, as in a.b=c.")
     ] = [],  # noqa: B006  typer's way of saying "none given"
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with what another job has left there.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what another job left, or was changed.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
     address: Annotated[str | None, typer.Option(help="Ray cluster; else RAY_ADDRESS, else one is started.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show the logs of all processes.")] = False,

@@ -2,8 +2,9 @@
 
 Beside OUTPUT lie OUTPUT.partial and OUTPUT.progress. Rows are added to the first; then the second is replaced
 atomically. Whatever lies in the first beyond what the second counts was never promised, and is cut off at the next
-start. The final name appears at once, after the checkpoint has said that all is there; the checkpoint stays, so that a
-second start of the same command finds its work done. `decide` holds every case; one writer at a time.
+start; what it counts is held against its checksum there, and again in the end. The final name appears at once, after
+the checkpoint has said that all is there; the checkpoint stays, so that a second start of the same command finds its
+work done. `decide` holds every case; one writer at a time.
 
 How that is done where OUTPUT lies is a store's: `disk` for a local file, `objects` for any other place.
 """
@@ -18,7 +19,7 @@ import msgspec
 from serving.batch.disk import Disk
 from serving.batch.objects import Objects
 from serving.batch.places import UNUSABLE, Place
-from serving.batch.progress import Found, Progress, decide
+from serving.batch.progress import Found, Progress, damaged, decide, last_good
 from serving.batch.rows import Result
 from serving.errors import OperatorError
 
@@ -35,6 +36,9 @@ class Store(Protocol):
     def look(self) -> Found:
         """What lies there now. Raises `OperatorError` when the checkpoint cannot be read."""
 
+    def blocks(self) -> Iterator[bytes]:
+        """The lines that lie there, in order, as far as nothing is missing."""
+
     def begin(self, progress: Progress) -> None:
         """Write the checkpoint, and cut off all lines beyond it. Once, before the other three."""
 
@@ -45,7 +49,7 @@ class Store(Protocol):
         """Make all lines last, then the checkpoint that counts them."""
 
     def name(self, progress: Progress) -> None:
-        """Give the output its name; `progress` has been kept."""
+        """Give the output its name; `progress` has been kept. Raises `OperatorError` when the lines are others."""
 
     def close(self) -> None:
         """Let go; what was not kept may be lost."""
@@ -77,9 +81,10 @@ class Ledger:
         with self._saving:
             if self.progress == self.saved:
                 return
+            progress = self.progress.remembering(self.saved)
             with _writing(self._place):
-                self._store.keep(self.progress)
-            self.saved = self.progress
+                self._store.keep(progress)
+            self.progress = self.saved = progress
 
     def finish(self) -> None:
         """All rows are here: the output gets its name."""
@@ -99,12 +104,18 @@ def open_ledger(place: Place, job: str, *, resume: bool, overwrite: bool) -> Ite
     with ExitStack() as stack:
         with _writing(place):
             stack.enter_context(store.locked())
+            stack.enter_context(_closing(place, store))
             ledger = _open(place, store, job, resume=resume, overwrite=overwrite)
-        try:
-            yield ledger
-        finally:
-            with _writing(place):
-                store.close()
+        yield ledger
+
+
+@contextmanager
+def _closing(place: Place, store: Store) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        with _writing(place):
+            store.close()
 
 
 def _open(place: Place, store: Store, job: str, *, resume: bool, overwrite: bool) -> Ledger | None:
@@ -115,10 +126,14 @@ def _open(place: Place, store: Store, job: str, *, resume: bool, overwrite: bool
         if not store.settle(known):
             raise OperatorError(f"{place} exists, and is not what this job wrote; --overwrite replaces it")
         return None
-    if start == "begin" or known is None:
-        progress = Progress(job=job)
-    else:
-        progress = msgspec.structs.replace(known, job=job, complete=False)
+    progress = Progress(job=job)
+    if start != "begin" and known is not None:
+        good = last_good(store.blocks(), known.marks())
+        whole = good.bytes == known.bytes
+        if not (whole or resume or overwrite):
+            raise OperatorError(damaged(f"{place}.partial"))
+        progress = known.back_to(good, job) if whole or resume else progress
+        start = start if whole else "go on"
     store.begin(progress)
     ledger = Ledger(place, store, progress)
     if start == "rename":

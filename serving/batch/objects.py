@@ -7,12 +7,13 @@ kill would unlock, so a command signs its checkpoints, and stops when it finds o
 
 import uuid
 import zlib
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 
 import msgspec
 
 from serving.batch.places import BLOCK_BYTES, Place
-from serving.batch.progress import Found, Progress, read_progress, write_progress
+from serving.batch.progress import Found, Progress, damaged, read_progress, write_progress
 from serving.errors import OperatorError
 
 
@@ -42,6 +43,14 @@ class Objects:
             progress=read_progress(self._place),
         )
 
+    def blocks(self) -> Iterator[bytes]:
+        parts, end = self._parts(), 0
+        while size := parts.get(end):
+            with self._place.system.open(self._part(end), "rb") as stream:
+                while block := stream.read(BLOCK_BYTES):
+                    yield block
+            end += size
+
     def begin(self, progress: Progress) -> None:
         self._sign(progress)
         for first in self._parts():
@@ -65,16 +74,13 @@ class Objects:
         self._sign(progress)
 
     def name(self, progress: Progress) -> None:
-        """Also raises `OperatorError`, when the parts are not what was written."""
         crc = 0
         with self._place.create() as output:
-            for first in sorted(self._parts()):
-                with self._place.system.open(self._part(first), "rb") as stream:
-                    while block := stream.read(BLOCK_BYTES):
-                        crc = zlib.crc32(block, crc)
-                        output.write(block)
+            for block in self.blocks():
+                crc = zlib.crc32(block, crc)
+                output.write(block)
             if crc != progress.crc:
-                raise OperatorError(f"{self._folder} is not what was written there; --overwrite begins anew")
+                raise OperatorError(damaged(str(self._folder)))
         self._remove_parts()
 
     def close(self) -> None:

@@ -81,7 +81,7 @@ class Place:
         """A stream of bytes that gets the name, and replaces what had it, when the block has ended well."""
         fresh = self.beside("new")
         try:
-            with self.system.open(fresh.path, "wb") as stream:
+            with fresh._made() as stream:
                 yield stream
                 stream.flush()
                 with suppress(io.UnsupportedOperation):  # away from this machine a file lasts once it is closed
@@ -92,6 +92,13 @@ class Place:
             with suppress(*UNUSABLE):  # what went wrong first is what counts
                 fresh.remove()
             raise
+
+    def _made(self) -> Any:
+        """A new file to write, in place of any; here no link that lies there is followed."""
+        if not self.is_local:
+            return self.system.open(self.path, "wb")
+        self.remove()
+        return open(self.path, "xb")  # noqa: PTH123  as the others
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ def found(output: int | None, partial: int | None, progress: Progress | None) ->
         (found(None, 8, Progress(job="b", rows=2, bytes=8)), "resume", "go on"),
         (found(None, 8, Progress(job="b", rows=2, bytes=8)), "overwrite", "begin"),
         (found(None, 7, HALF), "overwrite", "begin"),
+        (found(None, 7, HALF), "resume", "go on"),
     ],
 )
 def test_a_start_follows_from_what_lies_there(there: Found, flags: str, start: str) -> None:
@@ -210,7 +211,7 @@ def test_parts_beside_an_output_that_has_its_name_are_removed(elsewhere: Place) 
 def test_parts_that_are_not_what_was_written_never_get_the_name(elsewhere: Place) -> None:
     killed_before_the_name(elsewhere)
     elsewhere.system.pipe_file(f"{elsewhere.path}.partial/{0:020}", b"ONE\n")
-    with pytest.raises(OperatorError, match="is not what was written there; --overwrite begins anew"):
+    with pytest.raises(OperatorError, match="is not what was written there; --resume"):
         done(elsewhere)
     assert elsewhere.size() is None
 
