@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 
 from cluster.errors import SpecError
 from cluster.kinds import Manifest
+from cluster.loader import checked
 from cluster.manifest import render
 from cluster.spec import CONFIG_FILE, ClusterSpec
 from cluster.volumes import batch_volumes
@@ -20,17 +21,17 @@ TTL_S = 300
 
 
 def batch_spec(spec: ClusterSpec) -> ClusterSpec:
-    """The same gang under the name of its batch job, always as a RayJob with pods of its own."""
-    return spec.model_copy(
-        update={"name": f"{spec.name[:41]}-batch", "ray": spec.ray.model_copy(update={"kind": "job"})}, deep=True
-    )
+    """The same gang under the name of its batch job, always as a RayJob with pods of its own. Raises `SpecError`."""
+    ray = spec.ray.model_copy(update={"kind": "job"})
+    job = spec.model_copy(update={"name": f"{spec.name[:41]}-batch", "ray": ray}, deep=True)
+    return checked(job, f"batch job {job.name}")
 
 
 def batch_documents(spec: ClusterSpec, call: Sequence[str], *, allow_single_node: bool = False) -> list[Manifest]:
     """What is applied. `call`: input, output, and what else goes to `gangway batch` as it is.
 
     A command that is started again (`ray.backoff_limit`) goes on from its own checkpoint. Raises `SpecError` where
-    input or output is missing, or is a place that the pods could not reach.
+    input or output is missing, or is a place that the pods could not reach, and as `loader.checked` does.
     """
     if len(call) < 2 or any(place.startswith("-") for place in call[:2]):
         raise SpecError("--batch needs an INPUT and an OUTPUT, and options after `--`")

@@ -14,7 +14,8 @@ from typing import Annotated, Any
 import typer
 
 from cluster.errors import SpecError
-from cluster.spec import ClusterSpec, load_spec
+from cluster.loader import load_spec
+from cluster.spec import ClusterSpec
 from serving.config import load_config
 
 app = typer.Typer(
@@ -185,7 +186,8 @@ def status(
     from cluster.report import report
     from cluster.snapshot import gang_of
 
-    answer = report(connect(kubeconfig, context), gang_of(load_spec(config, overrides)))
+    gang = gang_of(load_spec(config, overrides))
+    answer = report(connect(kubeconfig, context), gang)
     if as_json:
         _print_json(answer)
         return int(not answer["ready"])

@@ -10,6 +10,7 @@ import yaml
 
 from cluster.errors import SpecError
 from cluster.kuberay import refusal
+from cluster.loader import checked
 from cluster.names import INSTANCE, MANAGED_BY, MANAGER, PART_OF, SPEC_HASH, config_map_name
 from cluster.network import network_policy, service
 from cluster.ray_resource import ray_resource
@@ -22,8 +23,10 @@ Document = dict[str, Any]
 def render(spec: ClusterSpec, *, allow_single_node: bool = False) -> list[Document]:
     """All documents, in the order in which they are to be applied; the last one is the RayJob or RayCluster.
 
-    Raises `SpecError` for one node unless `allow_single_node`: plain Ray Serve does that better.
+    Raises `SpecError` for one node unless `allow_single_node`, as plain Ray Serve does that better, and as
+    `loader.checked` does.
     """
+    spec = checked(spec)
     if spec.nodes.count == 1 and not allow_single_node:
         raise SpecError(
             "nodes.count is 1: one node is enough, so use plain Ray Serve on one node",

@@ -14,6 +14,7 @@ from cluster.client import Client
 from cluster.diagnosis import container_refused, unplaced
 from cluster.errors import WaitTimeout, WorkloadError
 from cluster.kinds import JOB, NODE, POD, SERVICE, Manifest
+from cluster.loader import checked
 from cluster.names import COMPONENT, GPU, INSTANCE, MANAGED_BY, MANAGER, PART_OF, WORKER
 from cluster.pod import worker_template
 from cluster.snapshot import Snapshot, gang_of, status
@@ -30,7 +31,8 @@ def probe_name(name: str) -> str:
 
 
 def probe_documents(spec: ClusterSpec) -> list[Manifest]:
-    """The Service that gives the pods names, and the Job. Pure."""
+    """The Service that gives the pods names, and the Job. Pure. Raises as `loader.checked` does."""
+    spec = checked(spec)
     name = probe_name(spec.name)
     labels = {INSTANCE: name, MANAGED_BY: MANAGER, PART_OF: MANAGER}
     meta = {"name": name, "namespace": spec.namespace, "labels": labels}

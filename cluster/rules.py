@@ -3,13 +3,10 @@
 import re
 from collections.abc import Iterator
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
 
 from cluster.names import MAX_CLUSTER_NAME, MAX_JOB_NAME, is_label
 from cluster.quantity import parse_quantity
-
-if TYPE_CHECKING:
-    from cluster.spec import ClusterSpec
+from cluster.spec import ClusterSpec
 
 OLDEST_RAY = (2, 53, 0)
 """KubeRay probes it over HTTP; older ones need wget in the image."""
@@ -56,17 +53,20 @@ _TAGGED_RAY = re.compile(r"ray[-_.]?v?(\d+\.\d+\.\d+)", re.IGNORECASE)
 ONLY_CLUSTERS = {"scheduler-plugins", "in-tree"}
 """Schedulers for which KubeRay refuses a RayJob ("currently only RayCluster is supported")."""
 
+TAKEN = ("/etc", "/var/cache/gangway", "/dev", "/proc", "/sys")
+"""Folders of the image that no volume may cover."""
+
 WITH_QUEUES = {"volcano", "yunikorn", "kueue", "kai"}
 WITH_TOPOLOGY = {"volcano", "kueue", "kai"}
 
 
-def complaints(spec: "ClusterSpec") -> Iterator[str]:
+def complaints(spec: ClusterSpec) -> Iterator[str]:
     """Sentences about what could never work, the first one first."""
     for check in (_name, _ranks, _placement, _room, _ray, _gang, _env, _paths, _exposure, _network):
         yield from check(spec)
 
 
-def warnings(spec: "ClusterSpec") -> list[str]:
+def warnings(spec: ClusterSpec) -> list[str]:
     """Sentences about what works, but is not as it should be."""
     found = []
     if "@sha256:" not in spec.image.ref:
@@ -84,7 +84,7 @@ def warnings(spec: "ClusterSpec") -> list[str]:
     return found
 
 
-def _name(spec: "ClusterSpec") -> Iterator[str]:
+def _name(spec: ClusterSpec) -> Iterator[str]:
     longest = MAX_JOB_NAME if spec.ray.kind == "job" else MAX_CLUSTER_NAME
     if not is_label(spec.name):
         yield f"name: {spec.name!r} must be lower-case letters, digits and -, beginning with a letter"
@@ -92,7 +92,7 @@ def _name(spec: "ClusterSpec") -> Iterator[str]:
         yield f"name: {spec.name} has {len(spec.name)} characters; KubeRay takes {longest} for a {spec.ray.kind}"
 
 
-def _ranks(spec: "ClusterSpec") -> Iterator[str]:
+def _ranks(spec: ClusterSpec) -> Iterator[str]:
     parallel, nodes = spec.serving.parallel, spec.nodes
     ranks, gpus = parallel.tensor_parallel_size, nodes.count * nodes.gpus_per_node
     if bool(parallel.gpus_per_rank) != bool(nodes.gpus_per_node):
@@ -109,7 +109,7 @@ def _ranks(spec: "ClusterSpec") -> Iterator[str]:
         yield f"serving.parallel.tensor_parallel_size {ranks} cannot be shared equally by {nodes.count} nodes"
 
 
-def _placement(spec: "ClusterSpec") -> Iterator[str]:
+def _placement(spec: ClusterSpec) -> Iterator[str]:
     parallel = spec.serving.parallel
     if parallel.placement == "STRICT_SPREAD" and spec.ranks_per_node > 1:
         yield (
@@ -118,7 +118,7 @@ def _placement(spec: "ClusterSpec") -> Iterator[str]:
         )
 
 
-def _room(spec: "ClusterSpec") -> Iterator[str]:
+def _room(spec: ClusterSpec) -> Iterator[str]:
     worker = spec.resources.worker
     need = spec.ranks_per_node * spec.serving.parallel.cpus_per_rank
     if parse_quantity(worker.cpu) < need:
@@ -132,7 +132,7 @@ def _room(spec: "ClusterSpec") -> Iterator[str]:
         yield "resources: cpu and memory must be more than 0"
 
 
-def _ray(spec: "ClusterSpec") -> Iterator[str]:
+def _ray(spec: ClusterSpec) -> Iterator[str]:
     if tuple(map(int, spec.ray.version.split("."))) < OLDEST_RAY:
         yield f"ray.version {spec.ray.version} is too old: the first that works is {'.'.join(map(str, OLDEST_RAY))}"
     tagged = _TAGGED_RAY.search(_tag(spec.image.ref))
@@ -144,10 +144,13 @@ def _tag(ref: str) -> str:
     return ref.partition("@")[0].rpartition("/")[2].partition(":")[2]
 
 
-def _gang(spec: "ClusterSpec") -> Iterator[str]:
+def _gang(spec: ClusterSpec) -> Iterator[str]:
     gang = spec.gang
     if gang.scheduler in ONLY_CLUSTERS and spec.ray.kind == "job":
-        yield f"gang.scheduler {gang.scheduler}: KubeRay gangs a RayCluster only with it; set ray.kind to cluster"
+        yield (
+            f"gang.scheduler {gang.scheduler}: KubeRay gangs only a RayCluster with it, which a batch job is not; "
+            "to serve, set ray.kind to cluster"
+        )
     if gang.scheduler in {"kueue", "kai"} and gang.queue is None:
         yield f"gang.queue: {gang.scheduler} leaves pods without a queue pending for ever; name one"
     if gang.queue is not None and gang.scheduler not in WITH_QUEUES:
@@ -160,7 +163,7 @@ def _gang(spec: "ClusterSpec") -> Iterator[str]:
         yield "gang.topology: KAI's topology_level needs the name of its Topology, and nothing else takes one"
 
 
-def _env(spec: "ClusterSpec") -> Iterator[str]:
+def _env(spec: ClusterSpec) -> Iterator[str]:
     for name in sorted(spec.env.keys() | spec.secret_env.keys()):
         if name in KUBERAY_ENV:
             yield f"env: {name} is KubeRay's own to set"
@@ -173,17 +176,21 @@ def _env(spec: "ClusterSpec") -> Iterator[str]:
             yield f"env: {name} looks like a secret, which the manifest would show: put it into secret_env"
 
 
-def _paths(spec: "ClusterSpec") -> Iterator[str]:
+def _paths(spec: ClusterSpec) -> Iterator[str]:
     path, mount = PurePosixPath(spec.serving.model.path), PurePosixPath(spec.storage.model.mount_path)
     if not path.is_absolute() or not path.is_relative_to(mount):
         yield f"serving.model.path {path} is not in storage.model.mount_path {mount}: no pod would find it"
-    for taken in ("/etc", "/var/cache/gangway", "/dev", "/proc", "/sys"):
-        if mount == PurePosixPath("/") or mount.is_relative_to(taken):
-            yield f"storage.model.mount_path {mount} is in use by the image"
-            return
+    yield from _mounts(spec)
 
 
-def _exposure(spec: "ClusterSpec") -> Iterator[str]:
+def _mounts(spec: ClusterSpec) -> Iterator[str]:
+    for name, volume in (("model", spec.storage.model), ("batch", spec.storage.batch)):
+        mount = PurePosixPath("/none" if volume is None else volume.mount_path)
+        if mount == PurePosixPath("/") or any(mount.is_relative_to(taken) for taken in TAKEN):
+            yield f"storage.{name}.mount_path {mount} is in use by the image"
+
+
+def _exposure(spec: ClusterSpec) -> Iterator[str]:
     security = spec.serving.security
     if spec.security.api_keys_secret is None and security.api_keys_file is not None:
         yield (
@@ -201,7 +208,7 @@ def _exposure(spec: "ClusterSpec") -> Iterator[str]:
         yield f"serving.http.port {spec.serving.http.port} is one of Ray's own in a pod"
 
 
-def _network(spec: "ClusterSpec") -> Iterator[str]:
+def _network(spec: ClusterSpec) -> Iterator[str]:
     if spec.network.host_network and spec.network_policy.enabled:
         yield "network.host_network: no NetworkPolicy holds there; set network_policy.enabled=false to say so"
     if spec.network.rdma_resource == "nvidia.com/gpu":

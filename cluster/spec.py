@@ -1,17 +1,12 @@
-"""A gang on Kubernetes as one configuration, and what in it could never work. `load_spec` is the only way in.
-
-It names a serving configuration, which says what every rank does, and adds where the ranks run. All that can be known
-without a cluster is checked here, since KubeRay accepts a wrong resource and then only writes an event about it.
+"""A gang on Kubernetes as one configuration: a serving configuration, which says what every rank does, and where the
+ranks run. `loader` reads one, and checks what in it could never work.
 """
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
-from typing import Any, Literal, Self
+from pathlib import PurePosixPath
+from typing import Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field
 
-from cluster.errors import SpecError
-from cluster.rules import complaints
 from cluster.settings import (
     DisruptionConfig,
     GangConfig,
@@ -29,8 +24,7 @@ from cluster.settings import (
 )
 from cluster.values import Namespace, VariableName
 from serving.config import Config, load_config
-from serving.errors import ConfigError
-from serving.settings import Section, explain, override_all, read_yaml
+from serving.settings import Section
 
 CONFIG_FOLDER = PurePosixPath("/etc/gangway")
 CONFIG_FILE = CONFIG_FOLDER / "serving.yaml"
@@ -74,12 +68,6 @@ class ClusterSpec(Section):
     secret_env: dict[VariableName, SecretKey] = Field(default_factory=dict)
     """Environment variables whose values are in Secrets."""
 
-    @model_validator(mode="after")
-    def _could_work(self) -> Self:
-        if (complaint := next(complaints(self), None)) is not None:
-            raise ValueError(complaint)
-        return self
-
     @property
     def ranks_per_node(self) -> int:
         """Ranks in each pod: one a GPU, or an equal share of them on CPUs."""
@@ -100,42 +88,3 @@ class ClusterSpec(Section):
             tree["model"]["shard_cache"] = str(CACHE_FOLDER / "shards")
         tree["model"]["served_name"] = self.serving.model.name
         return load_config(tree)
-
-
-def load_spec(path: Path, overrides: Sequence[str] = ()) -> ClusterSpec:
-    """Read a cluster configuration and the serving configuration that it names, apply overrides, check all of it.
-
-    Overrides are `section.key=value`; `serving.engine.max_running=8` reaches into the serving configuration. Raises
-    `SpecError`, or `ConfigError` for a file that cannot be read, with one sentence that names the key.
-    """
-    tree = override_all(_with_serving(read_yaml(path), path), overrides)
-    return make_spec(tree, where=str(path))
-
-
-def make_spec(tree: Mapping[str, Any], where: str = "cluster configuration") -> ClusterSpec:
-    """Check a tree whose `serving` is a tree as well. Raises `SpecError`."""
-    try:
-        return ClusterSpec.model_validate(tree)
-    except ValidationError as error:
-        raise SpecError(f"{where}: {explain(error, ClusterSpec)}") from error
-
-
-def dump_spec(spec: ClusterSpec) -> dict[str, Any]:
-    """The whole tree, defaults included, as JSON can hold it; `make_spec` reads it back to an equal one."""
-    return spec.model_dump(mode="json")
-
-
-def _with_serving(tree: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The tree with the serving configuration's own in the place of its path."""
-    named = tree.get("serving")
-    if not isinstance(named, str):
-        return dict(tree)
-    file = path.parent / named
-    if not file.is_file():
-        raise SpecError(f"{path}: serving: there is no file {file}")
-    serving = read_yaml(file)
-    try:
-        load_config(serving)
-    except ConfigError as error:
-        raise SpecError(f"{file}: {str(error).removeprefix('configuration: ')}") from error
-    return {**tree, "serving": serving}

@@ -5,6 +5,7 @@ KubeRay itself posts it, with the cluster's token; a RayJob that brings its own 
 
 from cluster.errors import SpecError
 from cluster.kinds import Manifest
+from cluster.loader import checked
 from cluster.names import INSTANCE, MANAGED_BY, MANAGER, PART_OF
 from cluster.spec import ClusterSpec
 
@@ -15,7 +16,8 @@ def submission_name(name: str) -> str:
 
 
 def submission(spec: ClusterSpec) -> Manifest:
-    """Raises `SpecError` for `ray.kind: job`, which KubeRay submits by itself."""
+    """Raises `SpecError` for `ray.kind: job`, which KubeRay submits by itself, and as `loader.checked` does."""
+    spec = checked(spec)
     if spec.ray.kind != "cluster":
         raise SpecError("ray.kind is job: KubeRay submits the command by itself", fix="run `gangway cluster up`")
     labels = {INSTANCE: spec.name, MANAGED_BY: MANAGER, PART_OF: MANAGER}

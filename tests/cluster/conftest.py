@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.spec import ClusterSpec, make_spec
+from cluster.loader import make_spec
+from cluster.spec import ClusterSpec
 from tests.cluster.definitions import Definition, read_definition
 
 ROOT = Path(__file__).parents[2]

@@ -16,8 +16,8 @@ from cluster.capacity import (
 )
 from cluster.errors import ShapeError
 from cluster.gpus import GPUS
+from cluster.loader import load_spec
 from cluster.model_shape import ModelShape, read_shape, shape_of
-from cluster.spec import load_spec
 from tests.cluster.conftest import CONFIGS
 from tests.cluster.test_model_shape import MODELS, TINY
 

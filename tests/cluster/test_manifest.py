@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.errors import SpecError
+from cluster.loader import load_spec, make_spec
 from cluster.manifest import render, to_yaml
 from cluster.names import CONFIG_HASH, INSTANCE, SPEC_HASH
 from cluster.rules import ONLY_CLUSTERS
-from cluster.spec import load_spec, make_spec
 from serving.config import load_config
 from tests.cluster.conftest import CONFIGS, MakeSpec, changed_tree
 from tests.cluster.definitions import Definition

@@ -11,7 +11,7 @@ import yaml
 
 from cluster.cli import app
 from cluster.errors import ConflictError, SpecError, WorkloadError
-from cluster.spec import load_spec
+from cluster.loader import load_spec
 from tests.kube.server import KubeServer
 from tests.kube.test_doctor import CONFIG, set_scene
 from tests.kube.world import Beat, World

@@ -11,8 +11,9 @@ from cluster.connection import connect
 from cluster.doctor import Finding, examine
 from cluster.facts import Reader, named_secrets
 from cluster.kinds import LOCAL_QUEUE
+from cluster.loader import load_spec
 from cluster.operator_check import argument
-from cluster.spec import ClusterSpec, load_spec
+from cluster.spec import ClusterSpec
 from tests.kube.scene import H100, add_node, add_operator
 from tests.kube.server import KubeServer
 from tests.kube.store import Write

@@ -14,8 +14,9 @@ from cluster import all_reduce
 from cluster.client import Client
 from cluster.errors import RoomError, WorkloadError
 from cluster.kinds import JOB
+from cluster.loader import load_spec
 from cluster.probe import probe_documents, probe_lines, probe_name, run_probe
-from cluster.spec import ClusterSpec, load_spec
+from cluster.spec import ClusterSpec
 from tests.kube.clock import ManualClock
 from tests.kube.scene import set_status
 from tests.kube.server import KubeServer
