@@ -17,7 +17,7 @@ import ray.train.torch
 import torch
 
 from serving.config import Config, load_config
-from serving.errors import ModelError, PeerLost
+from serving.errors import OperatorError, PeerLost
 from serving.link import LinkServer
 from serving.logs import set_up
 from serving.messages import Purpose, RankInfo, Snapshot
@@ -115,7 +115,7 @@ class Rank:
         logger.exception("generation %d, %s", self.generation, reason)
         collateral = isinstance(error, PeerLost | RuntimeError)
         try:
-            self.registry.fail(self.generation, reason, final=isinstance(error, ModelError), collateral=collateral)
+            self.registry.fail(self.generation, reason, final=isinstance(error, OperatorError), collateral=collateral)
         except UNREACHABLE as unreachable:
             self.log("cannot reach the registry", error=first_line(unreachable))
 

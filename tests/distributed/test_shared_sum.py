@@ -1,15 +1,18 @@
 """Sums through shared memory: right, the same bits everywhere, of any size, and noticed when nobody comes."""
 
+import subprocess
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from serving.engine.collectives import Collectives
-from serving.engine.native import library
-from serving.engine.native.shared_sum import SharedSum
-from serving.errors import PeerLost
+from serving.engine.native import library, shared_sum
+from serving.engine.native.shared_sum import SLOT_BYTES, SLOTS, SharedSum
+from serving.errors import OperatorError, PeerLost, ProtocolError
 from tests.distributed.ranks import RankPool
 
 pytestmark = pytest.mark.skipif(library.sums() is None, reason="there is no C++ compiler")
@@ -88,3 +91,50 @@ def wait_alone(collectives: Collectives) -> str:
 
 def test_a_rank_that_does_not_come_is_named(ranks2: RankPool) -> None:
     assert ranks2.run(wait_alone)[0] == "rank 1 did not come to a sum within 0.2 s"
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory that has room for a part of the segment, as Docker's /dev/shm may have."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only root may mount")
+    yield tmp_path
+    subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def make_and_sum(collectives: Collectives, folder: Path) -> str:
+    """On a rank: sum in shared memory of this folder, as much as a slot holds, in every slot."""
+    try:
+        shared = SharedSum(collectives.rank, collectives.world, 30.0, folder)
+    except OperatorError as error:
+        return str(error)
+    for _ in range(SLOTS):
+        shared.all_reduce(torch.ones(SLOT_BYTES // 4))
+    return "summed"
+
+
+def test_shared_memory_that_is_too_small_is_told_by_every_rank_before_it_is_used(ranks2: RankPool, small: Path) -> None:
+    for said in ranks2.run(make_and_sum, small):
+        assert said.startswith(f"{small} (1.0 MiB free): the sums over the ranks of this machine need 8.0 MiB")
+        assert "No space left on device" in said
+        assert "--shm-size" in said
+        assert "resources.shm" in said
+    assert not list(small.iterdir())
+
+
+def test_shared_memory_that_is_not_there_is_told(ranks2: RankPool, tmp_path: Path) -> None:
+    for said in ranks2.run(make_and_sum, tmp_path / "none"):
+        assert said.startswith(f"{tmp_path / 'none'}: the sums")
+        assert "No such file or directory" in said
+
+
+def test_the_segment_has_no_name_once_it_is_mapped(ranks2: RankPool, tmp_path: Path) -> None:
+    assert ranks2.run(make_and_sum, tmp_path) == ["summed", "summed"]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", [b"", b"gangway-", b"gangway-a/../b", b"../gangway-a", b"\xff\xfe", b"passwd"])
+def test_a_name_that_rank_0_would_not_give_is_refused(name: bytes) -> None:
+    with pytest.raises(ProtocolError, match="names its shared memory"):
+        shared_sum._file_name(name)

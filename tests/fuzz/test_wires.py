@@ -9,6 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from serving.engine.broadcast import HEADER_BYTES, MAX_PLAN_BYTES, framed, length_of, plan_of
+from serving.engine.native.mesh import INVITATION, Invitation
 from serving.errors import ProtocolError
 from serving.link import LinkServer
 from serving.messages import Cancel, StepPlan, decode_to_engine, decode_to_gateway, encode
@@ -102,3 +103,15 @@ def test_rank_0_hears_what_comes_after_any_frames(peer: Peer, frames: list[bytes
         messages = peer.server.receive(10.0)
         assert messages, "rank 0 hears nothing any more"
         heard += [message for _, message in messages]
+
+
+@fuzz
+@given(any_bytes([Invitation("192.0.2.7", 4711, b"s" * 16).packed(), Invitation("fe80::1", 1, bytes(16)).packed()]))
+@example(bytes(INVITATION.size))
+@example(b"\xff" * INVITATION.size)
+def test_bytes_are_an_invitation_or_refused(data: bytes) -> None:
+    try:
+        invitation = Invitation.unpacked(data)
+    except ProtocolError:
+        return
+    assert Invitation.unpacked(invitation.packed()) == invitation

@@ -83,6 +83,18 @@ def test_it_asks_for_one_gpu_on_each_node_and_needs_nothing_that_up_makes(spec: 
     assert [volume["name"] for volume in pod["volumes"]] == ["shm"]
 
 
+@pytest.mark.parametrize("name", ["", "eth0", "enp129s0f0np015"])
+def test_what_a_rank_tells_of_itself_is_understood(name: str) -> None:
+    end = all_reduce.packed("192.0.2.7", name, 64 << 20)
+    told = {"rank": 3, "address": "192.0.2.7", "interface": name, "shm_bytes": 64 << 20}
+    assert all_reduce.unpacked(3, end) == told
+
+
+def test_an_interface_that_is_no_text_is_shown() -> None:
+    told = all_reduce.unpacked(0, b"\xff" * all_reduce.END.size)
+    assert json.loads(json.dumps(told))["interface"] == "\\xff" * 16
+
+
 def test_two_processes_measure_each_other() -> None:
     pytest.importorskip("torch")
     with socket.socket() as free:
@@ -103,4 +115,6 @@ def test_two_processes_measure_each_other() -> None:
     assert [rank.returncode for rank in ranks] == [0, 0]
     answer = json.loads(said[0].strip().splitlines()[-1])
     assert [row["bytes"] for row in answer["all_reduce"]] == list(all_reduce.SIZES)
-    assert {row["rank"] for row in answer["ranks"]} == {0, 1}
+    assert [row["rank"] for row in answer["ranks"]] == [0, 1]
+    assert answer["ranks"][1]["address"] == "127.0.0.1"
+    assert {row["shm_bytes"] for row in answer["ranks"]} == {all_reduce.shm_bytes()}

@@ -3,9 +3,12 @@
 Each rank listens on the address of the interface that gloo was told to use, and connects to all ranks before it. Who
 connects must present a secret that only the group has heard, over the process group; what else connects is turned away
 and never waited for. The ranks listen for as long as the group is being set up. Nothing is encrypted, as with gloo.
+
+Where a rank listens goes round as bytes of one length: nothing that comes over the process group is unpickled.
 """
 
 import hmac
+import ipaddress
 import os
 import secrets
 import selectors
@@ -17,13 +20,16 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 import psutil
+import torch
 import torch.distributed as dist
 
-from serving.errors import PeerLost
+from serving.errors import PeerLost, ProtocolError
 
 INTERFACE = "GLOO_SOCKET_IFNAME"
 HELLO = struct.Struct("!16sI")
 """The secret of the rank that is connected to, and who connects."""
+INVITATION = struct.Struct("!16sH16s")
+"""An `Invitation`: its address as IPv6, an IPv4 one mapped into that."""
 BACKLOG = 128
 
 
@@ -33,6 +39,24 @@ class Invitation(NamedTuple):
     address: str
     port: int
     secret: bytes
+
+    def packed(self) -> bytes:
+        """As it goes round the group."""
+        address = ipaddress.ip_address(self.address)
+        wide = ipaddress.IPv6Address(f"::ffff:{address}") if address.version == 4 else address
+        return INVITATION.pack(wide.packed, self.port, self.secret)
+
+    @classmethod
+    def unpacked(cls, data: bytes) -> Self:
+        """What another rank has packed. Raises `ProtocolError` for bytes that name no place to connect to."""
+        if len(data) != INVITATION.size:
+            raise ProtocolError(f"an invitation of {len(data)} bytes, not {INVITATION.size}")
+        packed, port, secret = INVITATION.unpack(data)
+        wide = ipaddress.IPv6Address(packed)
+        address = wide.ipv4_mapped or wide
+        if port == 0 or address.is_unspecified or address.is_multicast:
+            raise ProtocolError(f"an invitation to {address}, port {port}")
+        return cls(str(address), port, secret)
 
 
 class Door:
@@ -119,12 +143,11 @@ def connect(invitation: Invitation, rank: int, timeout_s: float) -> socket.socke
 
 
 def connect_all(rank: int, world: int, timeout_s: float) -> dict[int, socket.socket]:
-    """This rank's connections to all others, not blocking. Collective. Raises `PeerLost`."""
-    invitations: list[Invitation] = [Invitation("", 0, b"")] * world
+    """This rank's connections to all others, not blocking. Collective. Raises `PeerLost`, `ProtocolError`."""
     connections: dict[int, socket.socket] = {}
     with Door(own_address()) as door, ExitStack() as undo:
-        dist.all_gather_object(invitations, door.invitation)
-        for peer, invitation in enumerate(invitations[:rank]):
+        invitations = gather(door.invitation.packed(), world)
+        for peer, invitation in enumerate(map(Invitation.unpacked, invitations[:rank])):
             try:
                 connections[peer] = undo.enter_context(connect(invitation, rank, timeout_s))
             except OSError as error:
@@ -136,6 +159,13 @@ def connect_all(rank: int, world: int, timeout_s: float) -> dict[int, socket.soc
         connection.setblocking(False)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return connections
+
+
+def gather(mine: bytes, world: int) -> list[bytes]:
+    """What every rank of the default group brings, in their order; of one length on all of them. Collective."""
+    parts = torch.zeros(world, len(mine), dtype=torch.uint8)
+    dist.all_gather(list(parts), torch.frombuffer(bytearray(mine), dtype=torch.uint8))
+    return [bytes(part.tolist()) for part in parts]
 
 
 def own_address() -> str:
