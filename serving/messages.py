@@ -36,10 +36,11 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     min_tokens: int = 0
     """No end-of-sequence or stop token before that many."""
     temperature: float = 1.0
-    """0 is greedy."""
+    """0 is greedy, and so is what comes too near to it (`sampler.COLDEST`)."""
     top_p: float = 1.0
+    """0 is greedy, as for `temperature`; 1 keeps all."""
     top_k: int = 0
-    """0 keeps all."""
+    """0 keeps all, and so does the vocabulary's size or more."""
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     """Over prompt and output: divides positive logits, multiplies negative ones."""

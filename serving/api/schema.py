@@ -40,9 +40,10 @@ class SamplingFields(Fields):
     """No end before that many tokens."""
     temperature: float | None = Field(default=None, ge=0, le=2)
     """0 takes the likeliest token always; 1 is the default."""
-    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    """Keep the likeliest tokens that together have this probability; 0 takes the likeliest one always."""
     top_k: int | None = Field(default=None, ge=-1, lt=2**31)
-    """Keep that many of the likeliest tokens; 0 or -1 keeps all."""
+    """Keep that many of the likeliest tokens; 0, -1 or as many as there are keeps all."""
     min_p: float | None = Field(default=None, ge=0, le=1)
     repetition_penalty: float | None = Field(default=None, gt=0, le=10)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)

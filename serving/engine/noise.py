@@ -19,6 +19,8 @@ def _signed(constant: int) -> int:
 _GOLDEN = _signed(0x9E3779B97F4A7C15)
 _MIX_1 = _signed(0xBF58476D1CE4E5B9)
 _MIX_2 = _signed(0x94D049BB133111EB)
+_LARGEST = 1 - 2.0**-24
+"""The float32 before 1."""
 
 
 def _shifted(x: Tensor, bits: int) -> Tensor:
@@ -49,8 +51,15 @@ def gumbel(seeds: Sequence[int], positions: Sequence[int], first_id: int, count:
     place = torch.tensor(positions, dtype=torch.int64).to(device, non_blocking=True)
     key = _mix(_mix(seed + _GOLDEN) + place * _GOLDEN)
     ids = torch.arange(first_id, first_id + count, dtype=torch.int64, device=device)
-    bits = _mix(key[:, None] + (ids + 1) * _GOLDEN)
-    # 48 random bits as a float32 in [0, 1]: small values keep their precision, and it is they that decide a draw of
-    # an unlikely token. Exponential noise from log1p, its logarithm is (minus) the Gumbel noise.
-    uniform = (_shifted(bits, 40).float() + ((bits & 0xFFFFFF).float() + 0.5) * 2.0**-24) * 2.0**-24
-    return -torch.log(-torch.log1p(-uniform))
+    # Exponential noise from log1p, its logarithm is (minus) the Gumbel noise.
+    return -torch.log(-torch.log1p(-uniform(_mix(key[:, None] + (ids + 1) * _GOLDEN))))
+
+
+def uniform(bits: Tensor) -> Tensor:
+    """48 of the 64 random bits of an int64 as a float32 in (0, 1), both ends excluded after rounding too.
+
+    Small values keep their precision: it is they that decide a draw of an unlikely token. The sum of the largest ones
+    would round to 1, whose noise is minus infinity: a token that is certain could not be drawn.
+    """
+    fraction = ((bits & 0xFFFFFF).float() + 0.5) * 2.0**-24
+    return ((_shifted(bits, 40).float() + fraction) * 2.0**-24).clamp(max=_LARGEST)

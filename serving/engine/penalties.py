@@ -7,6 +7,9 @@ from torch import Tensor
 
 from serving.messages import Sampling
 
+LEAST_REPETITION = 1e-20
+"""Repetition penalties below count as this: logits that are divided by it are beyond all others, and finite."""
+
 
 def adjusts(sampling: Sampling, outputs: int) -> bool:
     """Whether `adjust` would change anything for a row that has drawn so many tokens."""
@@ -44,7 +47,7 @@ def adjust(
 def _repetition(row: Tensor, penalty: float, tokens: Sequence[int], first_id: int) -> None:
     """As CTRL (Keskar et al., 2019) and Hugging Face have it: seen ids become less likely whatever their sign."""
     seen = _local(sorted(set(tokens)), first_id, len(row)).to(row.device, non_blocking=True)
-    values = row[seen]
+    values, penalty = row[seen], max(penalty, LEAST_REPETITION)
     row[seen] = torch.where(values > 0, values / penalty, values * penalty)
 
 

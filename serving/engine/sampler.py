@@ -21,6 +21,10 @@ from serving.messages import Sampling, TokenLogprobs
 CANDIDATES = 256
 """Gathered per rank and row for top-p at first; a distribution too flat for them has its whole row gathered."""
 
+COLDEST = 1e-8
+"""Temperatures and `top_p` below are 0: float32 logits lie so far apart that nothing but the likeliest is ever drawn,
+and what is divided by them stays finite from here on."""
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingRow:
@@ -80,7 +84,7 @@ class Sampler:
 
     def _shape(self, logits: Tensor, rows: Sequence[SamplingRow]) -> None:
         """Temperature, cut-offs and noise, in place, on the rows that are not greedy."""
-        drawn = [i for i, row in enumerate(rows) if row.sampling.temperature > 0]
+        drawn = [i for i, row in enumerate(rows) if not _is_greedy(row.sampling)]
         if not drawn:
             return
         settings = [rows[i].sampling for i in drawn]
@@ -207,6 +211,11 @@ class Sampler:
     @staticmethod
     def _column(values: Sequence[float], like: Tensor) -> Tensor:
         return _moved(values, like).to(like.dtype)[:, None]
+
+
+def _is_greedy(sampling: Sampling) -> bool:
+    """Whether the likeliest token is taken always (of equals the lowest id), as it is or in the limit."""
+    return min(sampling.temperature, sampling.top_p) < COLDEST
 
 
 def _moved(values: Sequence[float], like: Tensor) -> Tensor:

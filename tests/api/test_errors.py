@@ -44,7 +44,7 @@ def error(response: httpx.Response, status: int) -> Any:
         ("/predict", {"inputs": "x", "parameters": {"min_tokens": 9, "max_tokens": 8}}, "parameters.min_tokens"),
         ("/predict", {"inputs": "x", "parameters": {"temperature": -0.1}}, "parameters.temperature"),
         ("/predict", {"inputs": "x", "parameters": {"temperature": "hot"}}, "parameters.temperature"),
-        ("/predict", {"inputs": "x", "parameters": {"top_p": 0}}, "parameters.top_p"),
+        ("/predict", {"inputs": "x", "parameters": {"top_p": -0.1}}, "parameters.top_p"),
         ("/predict", {"inputs": "x", "parameters": {"n": 17}}, "parameters.n"),
         ("/predict", {"inputs": "x", "parameters": {"stop": ["a"] * 17}}, "parameters.stop"),
         ("/predict", {"inputs": "x", "parameters": {"stop": "a" * 257}}, "parameters.stop"),

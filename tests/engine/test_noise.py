@@ -2,7 +2,7 @@
 
 import torch
 
-from serving.engine.noise import gumbel
+from serving.engine.noise import gumbel, uniform
 
 CPU = torch.device("cpu")
 
@@ -23,6 +23,29 @@ def test_noise_is_finite_or_never_wins_at_the_extremes_of_seeds() -> None:
     noise = gumbel([0, 2**63 - 1, 2**62], [0, 1, 10**6], 0, 50_000, CPU)
     assert not noise.isnan().any()
     assert not noise.isposinf().any()
+
+
+def test_no_bits_become_0_or_1() -> None:
+    """Whatever bits the low 24 are: the sum with the high ones is least for zeros and greatest for ones."""
+    high = torch.arange(2**24, dtype=torch.int64)
+    for low in (0, 2**24 - 1):
+        numbers = uniform((high - 2**24 * (high >= 2**23)) << 40 | low)
+        assert numbers.min() > 0
+        assert numbers.max() < 1
+
+
+def test_no_noise_of_67_million_draws_is_infinite() -> None:
+    """2**26 counters of one seed; were the greatest uniform rounded to 1, two of them would have infinite noise."""
+    for position in range(64):
+        noise = gumbel([25798849], [position], 0, 2**20, CPU)
+        assert noise.isfinite().all(), position
+
+
+def test_a_certain_token_is_drawn_whatever_its_noise() -> None:
+    certain, position = 7042, 5
+    scores = torch.full((49_152,), float("-inf"))
+    scores[certain] = 0.0
+    assert int((scores + gumbel([25798849], [position], 0, 49_152, CPU)[0]).argmax()) == certain
 
 
 def test_draws_follow_the_softmax() -> None:

@@ -118,6 +118,50 @@ def test_logprobs_are_those_of_the_raw_logits() -> None:
         assert [value for _, value in found.top] == pytest.approx(values.tolist(), abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    "limit",
+    [
+        {"temperature": 1e-40},
+        {"temperature": 1e-40, "top_p": 0.9, "top_k": 5, "min_p": 0.1},
+        {"temperature": 5e-324},
+        {"top_p": 0.0},
+        {"top_p": 1e-50, "temperature": 2.0},
+        {"top_p": 1e-30},
+    ],
+)
+def test_settings_that_tend_to_greedy_are_greedy(limit: dict[str, float]) -> None:
+    torch.manual_seed(5)
+    logits = torch.randn(40, VOCAB) * 3
+    logits[:, [9, 700]] = 20.0
+    assert sampler().sample(logits.clone(), rows(limit)).tokens == [9] * 40  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("temperature", [1e-8, 1e-6, 1e-3])
+def test_a_cold_draw_takes_the_likeliest_by_far(temperature: float) -> None:
+    torch.manual_seed(6)
+    asked = rows({"temperature": temperature})
+    logits = torch.randn(len(asked), VOCAB) * 3
+    logits[:, 77] = 30.0
+    assert sampler().sample(logits.clone(), asked).tokens == [77] * len(asked)
+
+
+@pytest.mark.parametrize("cut", [{"top_k": 1}, {"top_p": 0.1}, {"temperature": 1e-6}])
+def test_the_only_token_left_is_drawn_though_its_noise_is_the_least_there_is(cut: dict[str, float]) -> None:
+    vocab, paris = 49_152, 7042
+    logits = torch.zeros(1, vocab)
+    logits[0, paris] = 20.0
+    whole = Sampler(make_collectives(0, 1, True), 0, vocab, EOS)
+    row = SamplingRow(Sampling(seed=25798849, max_tokens=1, **cut), [504, 3575, 282, 4649, 314], 5)  # type: ignore[arg-type]
+    assert whole.sample(logits, [row]).tokens == [paris]
+
+
+def test_a_repetition_penalty_near_0_prefers_the_likeliest_of_the_seen() -> None:
+    asked = [SamplingRow(Sampling(seed=1, max_tokens=9, repetition_penalty=1e-40), [3, 4], 2)]
+    logits = torch.full((1, VOCAB), 1.0)
+    logits[0, 4], logits[0, 5] = 2.0, 50.0
+    assert sampler().sample(logits, asked).tokens == [4]
+
+
 def test_equal_logits_give_the_lowest_id() -> None:
     asked = rows({"temperature": 0.0}, 1)
     assert sampler().sample(torch.zeros(1, VOCAB), asked).tokens == [0]
