@@ -18,6 +18,8 @@ from dataclasses import dataclass
 
 import httpx
 
+from loadtests.events import data
+
 SILENCE_S = 120.0
 """Longer than a full queue takes to be served, and than a restart of the group."""
 CONNECT_S = 30.0
@@ -124,16 +126,16 @@ async def stream(client: httpx.AsyncClient, number: int, tokens: int, begun: asy
 
 
 async def _read(response: httpx.Response, tokens: int, begun: asyncio.Event) -> str:
-    made, last = 0, ""
-    async for line in response.aiter_lines():
-        if line.startswith("data: {"):
-            event = json.loads(line.removeprefix("data: "))
-            if "error" in event:
-                return f"error: {event['error']['type']}"
-            begun.set()
-            made = (event.get("usage") or {}).get("completion_tokens", made)
-        last = line or last
-    return "complete" if last == "data: [DONE]" and made == tokens else "ended early"
+    made, last = 0, b""
+    async for last in data(response.aiter_bytes()):
+        if last == b"[DONE]":
+            continue
+        event = json.loads(last)
+        if "error" in event:
+            return f"error: {event['error']['type']}"
+        begun.set()
+        made = (event.get("usage") or {}).get("completion_tokens", made)
+    return "complete" if last == b"[DONE]" and made == tokens else "ended early"
 
 
 if __name__ == "__main__":

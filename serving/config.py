@@ -112,6 +112,13 @@ class HttpConfig(Section):
     """Longest a request body may take to arrive; one that drips in is answered 408. HAProxy, in front, gives up a
     connection on which nothing at all has moved for a minute: keep this below."""
 
+    headers_after_s: float = Field(default=10.0, gt=0)
+    """Longest a stream that is silent waits with its headers, in seconds. Before that an error has a status of its own;
+    after that it is the last event."""
+
+    comment_every_s: float = Field(default=15.0, gt=0)
+    """Silence after which a stream says a comment, in seconds: keep it below the idle limit of any proxy before."""
+
     max_inputs: int = Field(default=64, ge=1)
     """Prompts in one request, times `n`."""
 

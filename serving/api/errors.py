@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.api.answers import ErrorAnswer, ErrorDetail
+from serving.api.events import AFTER_COMMENT, COMMENT, HEADERS, sse
 from serving.errors import (
     BodyTooLarge,
     BodyTooSlow,
@@ -93,12 +94,11 @@ class ErrorBoundary:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        begun: list[Message] = []
+        begun: list[Message] = []  # the first message, and the last
         request_id.set(None)  # until the request is accepted as one
 
         async def watched(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                begun.append(message)
+            begun[1:] = [message]
             await send(message)
 
         try:
@@ -116,10 +116,11 @@ class ErrorBoundary:
             log.exception("%s failed", scope["path"], exc_info=error)
         if self._answered is not None:
             self._answered(status, answer.error)
-        body = msgspec.json.encode(answer)
         if not begun:
+            body = msgspec.json.encode(answer)
             await Response(body, status, headers, "application/json")(scope, receive, send)
-        elif (b"content-type", b"text/event-stream; charset=utf-8") in begun[0]["headers"]:
-            await send({"type": "http.response.body", "body": b"data: " + body + b"\n\n", "more_body": False})
+        elif HEADERS[0] in begun[0]["headers"]:
+            between = AFTER_COMMENT if begun[-1].get("body") == COMMENT else b""
+            await send({"type": "http.response.body", "body": between + sse(answer), "more_body": False})
         else:
             raise error

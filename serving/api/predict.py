@@ -47,7 +47,7 @@ class Predict:
         )
         generation = self._service.generate(prepared)
         if body.stream:
-            return EventStream(generation, lambda choice, piece: self._event(generation, choice, piece))
+            return EventStream(generation, lambda choice, piece: self._event(generation, choice, piece), self._http)
         pieces = await collect(generation, request.receive)
         return json_response(self._answer(generation, pieces))
 

@@ -8,55 +8,76 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from serving.api.errors import ClientGone
+from serving.api.events import AFTER_COMMENT, COMMENT, DONE, HEADERS, sse
+from serving.config import HttpConfig
 from serving.gateway.generation import Choice, Generation, Piece
 
 T = TypeVar("T")
-
-DONE = b"data: [DONE]\n\n"
-_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-]
-_encode = msgspec.json.Encoder().encode
 
 Events = Iterable[msgspec.Struct]
 
 
 class EventStream:
-    """An ASGI response. It begins with the first tokens, so that whatever fails before them has a status of its own."""
+    """An ASGI response. It begins with the first tokens, so that whatever fails before them has a status of its own;
+    but not later than `http.headers_after_s`, as proxies give up a connection that is silent for long.
+    """
 
     def __init__(
         self,
         generation: Generation,
         render: Callable[[Choice, Piece], msgspec.Struct | None],
+        http: HttpConfig,
         closing: Callable[[], Events] = tuple,
     ) -> None:
         """`render` makes the event of one choice's piece, None for none; `closing` what comes before `[DONE]`."""
         self._generation = generation
         self._render = render
         self._closing = closing
+        self._http = http
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         async with self._generation:
-            await until_disconnect(receive, self._run(send))
+            await until_disconnect(receive, self._run(_Wire(send)))
 
-    async def _run(self, send: Send) -> None:
-        pieces = await self._generation.next()
-        await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
-        while pieces:
+    async def _run(self, wire: "_Wire") -> None:
+        while pieces := await self._next(wire):
             rendered = [self._render(choice, piece) for choice, piece in pieces]
-            body = b"".join(sse(event) for event in rendered if event is not None)
-            if body:
-                await send({"type": "http.response.body", "body": body, "more_body": True})
-            pieces = await self._generation.next()
-        body = b"".join(sse(event) for event in self._closing()) + DONE
-        await send({"type": "http.response.body", "body": body, "more_body": False})
+            await wire.write(b"".join(sse(event) for event in rendered if event is not None))
+        await wire.write(b"".join(sse(event) for event in self._closing()) + DONE, more=False)
+
+    async def _next(self, wire: "_Wire") -> list[tuple[Choice, Piece]]:
+        """What comes next; while nothing does, comments."""
+        while True:
+            try:
+                async with asyncio.timeout(self._http.comment_every_s if wire.begun else self._http.headers_after_s):
+                    return await self._generation.next()
+            except TimeoutError:
+                await wire.comment()
 
 
-def sse(event: msgspec.Struct) -> bytes:
-    """One event's bytes."""
-    return b"data: " + _encode(event) + b"\n\n"
+class _Wire:
+    """The way to the client: headers before whatever comes first, comments apart from events."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.begun = False
+        self._commented = False
+
+    async def write(self, events: bytes, *, more: bool = True) -> None:
+        """Events, the last ones unless there are `more`."""
+        if events:
+            await self._put(AFTER_COMMENT + events if self._commented else events, more=more)
+            self._commented = False
+
+    async def comment(self) -> None:
+        await self._put(COMMENT)
+        self._commented = True
+
+    async def _put(self, body: bytes, *, more: bool = True) -> None:
+        if not self.begun:
+            self.begun = True
+            await self._send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+        await self._send({"type": "http.response.body", "body": body, "more_body": more})
 
 
 async def collect(generation: Generation, receive: Receive) -> list[Piece]:

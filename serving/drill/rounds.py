@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 
+from serving.drill.events import data
 from serving.drill.faults import Fault
 from serving.drill.recovery import Difference, DrillReport, Observation, Round, first_difference, sum_up, timeline
 from serving.drill.watch import DrillError, Watch, make_client
@@ -199,9 +200,9 @@ class Request:
             if response.status_code != httpx.codes.OK:
                 self.loss = f"status {response.status_code}: {(await response.aread()).decode(errors='replace')[:200]}"
             elif self.streams:
-                async for line in response.aiter_lines():
-                    if line.startswith("data: {"):
-                        self._take(json.loads(line.removeprefix("data: ")))
+                async for event in data(response.aiter_bytes()):
+                    if event != b"[DONE]":
+                        self._take(json.loads(event))
             else:
                 self._take(json.loads(await response.aread())["outputs"][0])
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from playwright.sync_api import Page
 
 from serving.api.answers import PredictEvent
-from serving.api.sse import sse
+from serving.api.events import sse
 from serving.bench import BenchError, run_bench
 from serving.drill.faults import make_fault
 from serving.drill.rounds import DrillPlan, Request
@@ -156,8 +156,8 @@ def test_the_console_reads_anything_to_an_end(page: Page, data: bytes, size: int
 @fuzz
 @given(st.lists(st.integers(0, 400)))
 def test_the_console_reads_the_same_however_the_bytes_are_cut(page: Page, cuts: list[int]) -> None:
-    data = 'data: {"text":"ein Käse 🧀"}\n\n'.encode() + EVENTS
+    data = ': waiting\n\n:\n\ndata: {"text":"ein\u2028Käse 🧀"}\n\n'.encode() + EVENTS
     ends = [0, *sorted(cut for cut in cuts if cut < len(data)), len(data)]
     seen = read_by_console(page, [data[a:b] for a, b in itertools.pairwise(ends)])
     assert seen["end"] == "done"
-    assert [value.get("text") for value in seen["values"]] == ["ein Käse 🧀", "a", ""]
+    assert [value.get("text") for value in seen["values"]] == ["ein\u2028Käse 🧀", "a", ""]
