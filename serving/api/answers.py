@@ -53,7 +53,8 @@ class Completion(Answer, frozen=True, kw_only=True):
     created: int
     model: str
     choices: list[CompletionChoice]
-    usage: Usage | None = None
+    usage: Usage | msgspec.UnsetType | None = msgspec.UNSET
+    """In events only if asked for, as null in all but the last one."""
 
 
 class TopLogprob(Answer, frozen=True, kw_only=True):
@@ -132,7 +133,8 @@ class ChatChunk(Answer, frozen=True, kw_only=True):
     created: int
     model: str
     choices: list[ChatChunkChoice]
-    usage: Usage | None = None
+    usage: Usage | msgspec.UnsetType | None = msgspec.UNSET
+    """Only if asked for, as null in all but the last one."""
 
 
 class Sample(Answer, frozen=True, kw_only=True, omit_defaults=True):

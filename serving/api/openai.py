@@ -36,6 +36,9 @@ from serving.gateway.service import Service
 _DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default for completions; a chat's answer may take all that fits."""
 
+_SoFar = Usage | msgspec.UnsetType | None
+"""Of a stream, in one event."""
+
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
@@ -106,7 +109,7 @@ class OpenAI:
         request: Request,
         body: OpenAIFields,
         prepared: GenerationRequest,
-        event: "Callable[[Generation, Stamp, Choice, Piece, Usage | None], msgspec.Struct]",
+        event: "Callable[[Generation, Stamp, Choice, Piece, _SoFar], msgspec.Struct]",
         whole: "Callable[[Generation, Stamp, Sequence[Piece]], msgspec.Struct]",
     ) -> Response | EventStream:
         generation = self._service.generate(prepared)
@@ -116,14 +119,15 @@ class OpenAI:
         options = body.stream_options
         with_usage = bool(options and options.include_usage)
         running = bool(options and options.continuous_usage_stats)
+        absent: _SoFar = None if with_usage else msgspec.UNSET
 
         def render(choice: Choice, piece: Piece) -> msgspec.Struct:
-            return event(generation, stamp, choice, piece, _usage(generation) if running else None)
+            return event(generation, stamp, choice, piece, _usage(generation) if running else absent)
 
         def closing() -> list[msgspec.Struct]:
             return [self._usage_event(generation, stamp, chat=isinstance(body, ChatRequest))] if with_usage else []
 
-        return EventStream(generation, render, closing)
+        return EventStream(generation, render, self._http, closing)
 
     # ------------------------------------------------------------ completions
 
@@ -135,7 +139,7 @@ class OpenAI:
         return Completion(**_fields(stamp), choices=choices, usage=_usage(generation))
 
     def _completion_event(
-        self, generation: Generation, stamp: Stamp, choice: Choice, piece: Piece, so_far: Usage | None
+        self, generation: Generation, stamp: Stamp, choice: Choice, piece: Piece, so_far: _SoFar
     ) -> Completion:
         return Completion(**_fields(stamp), choices=[self._completion_choice(generation, choice, piece)], usage=so_far)
 
@@ -162,7 +166,7 @@ class OpenAI:
         return ChatCompletion(**_fields(stamp), choices=choices, usage=_usage(generation))
 
     def _chat_event(
-        self, generation: Generation, stamp: Stamp, choice: Choice, piece: Piece, so_far: Usage | None
+        self, generation: Generation, stamp: Stamp, choice: Choice, piece: Piece, so_far: _SoFar
     ) -> ChatChunk:
         delta = ChatDelta(role="assistant" if piece.first else None, content=piece.text)
         chunk = ChatChunkChoice(

@@ -4,10 +4,12 @@ import asyncio
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
 from tests.api.conftest import Server
+from tests.api.test_predict import events
 from tests.fake_engine import Behaviour, answer, until
 from tests.gateway.conftest import demo_tokenizer
 
@@ -167,6 +169,16 @@ def test_errors_are_the_clients_own_types(api: openai.OpenAI) -> None:
     assert wrong.value.param == "max_tokens"
     assert "5001" in wrong.value.message
     assert "2048" in wrong.value.message
+
+
+async def test_a_chunk_has_usage_only_if_asked_for_and_null_in_all_but_the_last(client: httpx.AsyncClient) -> None:
+    for path, body in (("/v1/completions", {"prompt": [1, 2]}), ("/v1/chat/completions", {"messages": CHAT})):
+        asked: dict[str, Any] = body | {"max_tokens": 3, "stream": True}
+        silent = events((await client.post(path, json=asked)).text)
+        assert not any("usage" in event for event in silent)
+        told = events((await client.post(path, json=asked | {"stream_options": {"include_usage": True}})).text)
+        assert [event["usage"] for event in told[:-1]] == [None] * (len(told) - 1)
+        assert told[-1]["usage"]["completion_tokens"] == 3
 
 
 async def test_the_async_client_streams_over_a_restart(server: Server, behaviour: Behaviour) -> None:
