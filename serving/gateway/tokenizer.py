@@ -12,6 +12,7 @@ from typing import Any
 
 from serving.config import ModelConfig
 from serving.errors import InvalidRequest, ModelError
+from serving.gateway.chat_template import render_chat
 from serving.gateway.detokenizer import ByteDetokenizer, Detokenizer, WindowDetokenizer, byte_level_alphabet
 from serving.messages import TokenId
 
@@ -65,19 +66,11 @@ class Tokenizer:
         return ids
 
     async def encode_chat(self, messages: Sequence[Mapping[str, str]], *, param: str) -> list[TokenId]:
-        """Ids of a chat in the model's own template, up to where the assistant's answer begins."""
-        return await self.encode(self._render(messages, param), param=param, special=False)
+        """Ids of a chat in the model's own template, up to where the assistant's answer begins.
 
-    def _render(self, messages: Sequence[Mapping[str, str]], param: str) -> str:
-        from jinja2 import TemplateError
-
-        if not self._hf.chat_template:
-            raise InvalidRequest(f"{param}: this model has no chat template; use /v1/completions", param=param)
-        try:
-            text: str = self._hf.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
-        except TemplateError as error:
-            raise InvalidRequest(f"{param}: the model's chat template refuses it: {error}", param=param) from error
-        return text
+        Raises `InvalidRequest`, naming `param`, when the template refuses it, in the template's words.
+        """
+        return await self.encode(render_chat(self._hf, messages, param), param=param, special=False)
 
     def decode(self, ids: Sequence[TokenId]) -> str:
         """Text of all ids but the special ones. Spaces stay as they are, since a stream could not take them back."""
