@@ -37,6 +37,10 @@ class BodyTooSlow(CallerError):
     """The request body did not come to its end in time."""
 
 
+class RequestBreaksGroup(CallerError):
+    """Ranks end whenever this request runs; it is not computed again."""
+
+
 class LaterError(GangwayError):
     """The same request may succeed later; `retry_after_s` says when to try."""
 

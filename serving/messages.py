@@ -276,6 +276,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     placement_group: str | None = None
     """Ray's id (hex) of what this generation holds of the cluster."""
     restarts: int = 0
+    breaks: int = 0
+    """Generations that broke, those that never became ready included; a move to other nodes is none."""
     first_failure: str | None = None
     last_failure: str | None = None
     owner: str | None = None

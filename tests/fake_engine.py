@@ -77,6 +77,8 @@ class Behaviour:
     prefix_cache: BlockManager | None = None
     refuse: str | None = None
     """Answer submits with this error."""
+    breaks_on: Callable[[Submit, int], bool] = lambda _submit, _emitted: False
+    """A sequence with so many tokens ends the engine, like a rank that dies of it."""
     max_emitted: int = 10**9
     """Tokens of each request that it gets to before it hangs."""
 
@@ -93,6 +95,8 @@ class FakeEngine:
         self.running: dict[str, Sequence] = {}
         self.beats = 0
         self.silent = False
+        self.broken = False
+        """A sequence has ended it; nobody was told yet."""
         self.drops = False
         """Forgets whoever writes, and says so."""
         self._steps = 0
@@ -160,6 +164,10 @@ class FakeEngine:
 
     def _step(self) -> None:
         deltas: dict[bytes, list[Delta]] = {}
+        if any(self.behaviour.breaks_on(one.submit, len(one.emitted)) for one in self.running.values()):
+            self.broken = True
+            self._stop.set()
+            return
         for one in list(self.running.values()):
             delta = self._advance(one)
             if delta is not None:
@@ -262,8 +270,9 @@ class FakeGroup:
         """The generation dies, and the registry says so."""
         assert self.engine is not None
         self.engine.die()
-        restarts = self.snapshot.restarts + 1
-        self.turn(state, endpoint=None, restarts=restarts, first_failure="rank 1 died", last_failure="rank 1 died")
+        restarts, breaks = self.snapshot.restarts + 1, self.snapshot.breaks + 1
+        reason = "rank 1 died"
+        self.turn(state, endpoint=None, restarts=restarts, breaks=breaks, first_failure=reason, last_failure=reason)
 
     def close(self) -> None:
         for engine in self.engines:

@@ -4,6 +4,7 @@ from typing import Literal
 
 import msgspec
 
+from serving.gateway.suspects import Culprit
 from serving.messages import FinishReason, GroupState, RankInfo
 
 
@@ -265,6 +266,20 @@ class GatewayPlace(msgspec.Struct, kw_only=True):
     pid: int
 
 
+class Suspect(Answer, frozen=True, kw_only=True):
+    """A request that was there when several generations broke."""
+
+    id: str
+    prompt_tokens: int
+    completion_tokens: int
+    breaks: int
+    """Generations that broke while it was with them."""
+    breaks_alone: int
+    """Those of them in which nothing else ran."""
+    running: bool
+    """It runs now, alone."""
+
+
 class Status(Answer, frozen=True, kw_only=True):
     """Answer of `/v1/status`."""
 
@@ -283,6 +298,10 @@ class Status(Answer, frozen=True, kw_only=True):
     restarts: int
     first_failure: str | None
     last_failure: str | None
+    suspects: list[Suspect]
+    """They run one at a time until one breaks the group again, or all have run on."""
+    culprits: list[Culprit]
+    """The newest requests that were given up, as the group broke whenever they ran."""
 
 
 class ErrorDetail(Answer, frozen=True, kw_only=True):

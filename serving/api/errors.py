@@ -24,6 +24,7 @@ from serving.errors import (
     NotFound,
     OverLimit,
     QueueFull,
+    RequestBreaksGroup,
     Unauthorized,
 )
 from serving.logs import request_id
@@ -40,6 +41,7 @@ STATUSES: dict[type[GangwayError], tuple[int, str]] = {
     OverLimit: (429, "rate_limit_error"),
     GroupUnavailable: (503, "unavailable_error"),
     DeadlineExceeded: (504, "timeout_error"),
+    RequestBreaksGroup: (500, "internal_error"),
 }
 """Error -> status and `error.type`. A deadline that passed while the request still waited is 408."""
 
@@ -64,6 +66,8 @@ def translate(error: Exception) -> tuple[int, dict[str, str], ErrorAnswer]:
         headers["Connection"] = "close"  # else the server would take in and throw away what still comes, for ever
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, RequestBreaksGroup):
+        headers["x-should-retry"] = "false"  # OpenAI's clients ask again after any other 500
     param = error.param if isinstance(error, CallerError) else None
     return status, headers, _answer(kind, str(error), param, error.code)
 
@@ -112,7 +116,7 @@ class ErrorBoundary:
         self, error: Exception, begun: list[Message], scope: Scope, receive: Receive, send: Send
     ) -> None:
         status, headers, answer = translate(error)
-        if status == 500:
+        if status == 500 and not isinstance(error, GangwayError):
             log.exception("%s failed", scope["path"], exc_info=error)
         if self._answered is not None:
             self._answered(status, answer.error)

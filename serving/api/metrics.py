@@ -97,6 +97,10 @@ class _GroupCollector(Collector):
         yield GaugeMetricFamily("kv_blocks_total", "KV blocks there are.", stats.kv_blocks_total)
         yield GaugeMetricFamily("requests_running", "Requests that have tokens and get more.", running)
         yield GaugeMetricFamily("requests_waiting", "Requests accepted and not running.", all_live - running)
+        suspects = sum(entry.suspect for entry in service.journal.entries)
+        yield GaugeMetricFamily("requests_suspect", "Requests that run alone, as generations broke on them.", suspects)
+        if service.suspects.culprits:
+            yield self._culprits()
         yield GaugeMetricFamily("group_ready", "1 while a generation computes.", float(service.ready))
         snapshot = service.uplink.snapshot
         yield GaugeMetricFamily(
@@ -107,8 +111,23 @@ class _GroupCollector(Collector):
         snapshot, totals = self._service.uplink.snapshot, self._service.uplink.totals
         restarts = snapshot.restarts if snapshot else 0
         yield CounterMetricFamily("group_restarts", "Times the group was restarted.", restarts)
+        yield CounterMetricFamily(
+            "group_breaking_requests",
+            "Requests given up, as the group broke whenever they ran.",
+            self._service.suspects.culprits_total,
+        )
         for field, (name, text) in _ENGINE_COUNTERS.items():
             yield CounterMetricFamily(name, text, totals.counters[field])
+
+    def _culprits(self) -> Metric:
+        family = GaugeMetricFamily(
+            "group_breaking_request",
+            "1 for each of the newest requests that were given up, as the group broke whenever they ran.",
+            labels=["id", "prompt_tokens", "completion_tokens"],
+        )
+        for one in self._service.suspects.culprits:
+            family.add_metric([one.id, str(one.prompt_tokens), str(one.completion_tokens)], 1)
+        return family
 
     def _steps(self) -> Metric:
         totals = self._service.uplink.totals

@@ -10,10 +10,10 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serving.api.answers import EngineCounters, GatewayPlace, Health, KvUse, Queue, Status
+from serving.api.answers import EngineCounters, GatewayPlace, Health, KvUse, Queue, Status, Suspect
 from serving.api.responses import json_response
 from serving.config import Config
-from serving.gateway.journal import State
+from serving.gateway.journal import Entry, State
 from serving.gateway.service import Service
 
 
@@ -63,6 +63,8 @@ class StatusPages:
             restarts=snapshot.restarts if snapshot else 0,
             first_failure=snapshot.first_failure if snapshot else None,
             last_failure=snapshot.last_failure if snapshot else None,
+            suspects=[_suspect(entry) for entry in service.journal.entries if entry.suspect],
+            culprits=list(service.suspects.culprits),
         )
 
     def _queue(self) -> Queue:
@@ -72,3 +74,14 @@ class StatusPages:
             waiting_tokens=self._service.journal.waiting_tokens,
             max_waiting=self._config.http.max_waiting,
         )
+
+
+def _suspect(entry: Entry) -> Suspect:
+    return Suspect(
+        id=entry.id,
+        prompt_tokens=len(entry.prompt),
+        completion_tokens=len(entry.emitted),
+        breaks=entry.breaks,
+        breaks_alone=entry.breaks_alone,
+        running=entry.state is not State.WAITING,
+    )

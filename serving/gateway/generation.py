@@ -14,7 +14,6 @@ from typing import Self
 
 import msgspec
 
-from serving.errors import GangwayError
 from serving.gateway.detokenizer import Detokenizer
 from serving.gateway.journal import Entry
 from serving.gateway.stops import StopFinder
@@ -167,7 +166,7 @@ class Generation:
         self.deadline: asyncio.TimerHandle | None = None
         self._open = {choice.index for choice in choices}
         self._taken: set[int] = set()
-        self._error: GangwayError | None = None
+        self._error: Exception | None = None
         self._wake = asyncio.Event()
         self._release = release
 
@@ -188,7 +187,7 @@ class Generation:
         if self.request.stream or not self._open:
             self._wake.set()
 
-    def fail(self, error: GangwayError) -> None:
+    def fail(self, error: Exception) -> None:
         """End it with an error; what came before can still be read."""
         self._error = self._error or error
         self._wake.set()

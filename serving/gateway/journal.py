@@ -33,7 +33,7 @@ class Event(enum.Enum):
     SUBMIT = "submit"
     EMIT = "emit"
     LOSE = "lose"
-    """The link is gone."""
+    """It is on the link no more: the link is gone, or others go first."""
     FINISH = "finish"
     CANCEL = "cancel"
     """The client went away, or has all it wanted."""
@@ -81,11 +81,24 @@ class Entry:
     cached_tokens: int = 0
     state: State = State.WAITING
     submissions: int = 0
+    generation: int = 0
+    """Whose link it was put on last; 0 when it was taken off again."""
+    breaks: int = 0
+    """Generations that broke while it was on their link, since it was last cleared."""
+    breaks_alone: int = 0
+    """Those of them in which it was a suspect, and so nothing else ran."""
+    broke_at: int = 0
+    """Tokens it had at the last of them."""
 
     @property
     def wire_id(self) -> RequestId:
         """Its id on the link that it is on."""
         return f"{self.id}.{self.submissions}"
+
+    @property
+    def suspect(self) -> bool:
+        """Was on the link of two generations that broke (see `serving.gateway.suspects`)."""
+        return self.breaks > 1
 
     @property
     def live(self) -> bool:
@@ -143,10 +156,11 @@ class Journal:
             self._entries[entry.id] = entry
             self._waiting_tokens += len(entry.prompt)
 
-    def submit(self, entry: Entry) -> Submit:
-        """The message that puts a waiting entry on the link, from the beginning or from where it stopped."""
+    def submit(self, entry: Entry, generation: int = 0) -> Submit:
+        """The message that puts a waiting entry on a generation's link, from the beginning or from where it stopped."""
         entry.advance(Event.SUBMIT)
         entry.submissions += 1
+        entry.generation = generation
         self._on_wire[entry.wire_id] = entry
         return Submit(
             id=entry.wire_id,
@@ -163,6 +177,21 @@ class Journal:
         for entry in self._on_wire.values():
             entry.advance(Event.LOSE)
         self._on_wire.clear()
+
+    def recall(self, entry: Entry) -> RequestId:
+        """Let an entry on the link wait again; returns the wire id that the engine is to forget."""
+        entry.advance(Event.LOSE)
+        entry.generation = 0
+        del self._on_wire[entry.wire_id]
+        return entry.wire_id
+
+    def on_link_of(self, generation: int) -> list[Entry]:
+        """Live entries that this generation was the last to compute."""
+        return [entry for entry in self._entries.values() if entry.generation == generation]
+
+    def find(self, wire_id: RequestId) -> Entry | None:
+        """The entry that is on the link under this id."""
+        return self._on_wire.get(wire_id)
 
     def apply(self, delta: Delta) -> Entry | None:
         """Book what a step did to an entry: None when it is not (or no longer) on this link."""

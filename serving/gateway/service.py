@@ -8,12 +8,13 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from serving.config import Config
-from serving.errors import DeadlineExceeded, GangwayError, GroupUnavailable, InvalidRequest
+from serving.errors import DeadlineExceeded, GroupUnavailable, InvalidRequest
 from serving.gateway.generation import Choice, Generation, GenerationRequest, sequences
 from serving.gateway.journal import Entry, Event, Journal, State
+from serving.gateway.suspects import Suspects
 from serving.gateway.tokenizer import Tokenizer
 from serving.gateway.uplink import GroupView, Uplink, end_reason
 from serving.messages import Cancel, Delta, RequestId, StepOutput
@@ -56,6 +57,7 @@ class Service:
             max_waiting=config.http.max_waiting,
             max_waiting_tokens=config.http.max_waiting_tokens,
         )
+        self.suspects = Suspects()
         self.uplink = Uplink(group, config.fault, self)
         self.observers: list[Observer] = []
         self._fault = config.fault
@@ -70,6 +72,7 @@ class Service:
     async def start(self) -> None:
         """Begin to follow the group."""
         self._task = asyncio.create_task(self.uplink.run())
+        self._task.add_done_callback(_uplink_ended)
 
     async def stop(self) -> None:
         """End whatever is left, and close the link."""
@@ -131,10 +134,11 @@ class Service:
     def generate(self, request: GenerationRequest) -> Generation:
         """Accept a request; use the result as an async context manager, or it is never let go.
 
-        Raises `QueueFull`, `GroupUnavailable`, or `InvalidRequest` when it can never be accepted.
+        Raises `QueueFull`, `GroupUnavailable`, `InvalidRequest` when it can never be accepted, or `RequestBreaksGroup`.
         """
         self.check_admission()
         entries = sequences(request)
+        self.suspects.check(entries)
         self.journal.accept(entries)
         choices = [
             Choice(index, entry, request.stop, self.tokenizer.detokenizer()) for index, entry in enumerate(entries)
@@ -142,21 +146,30 @@ class Service:
         generation = Generation(request, choices, self._release)
         self._owners.update({choice.entry.id: (generation, choice) for choice in choices})
         self._idle.clear()
-        for observer in self.observers:
-            observer.accepted(generation)
+        self._tell(lambda observer: observer.accepted(generation))
         if request.timeout_s is not None:
             loop = asyncio.get_running_loop()
             generation.deadline = loop.call_later(request.timeout_s, self._expire, generation)
-        self._submit(entries)
+        self._submit()
         return generation
 
-    def _submit(self, entries: Iterable[Entry]) -> None:
-        for entry in entries:
+    def _submit(self) -> None:
+        """Put on the link whatever may be there."""
+        for entry in self.suspects.admissible(self.journal.entries):
             if not self.uplink.linked:
                 return
-            self.uplink.send(self.journal.submit(entry))
-            for observer in self.observers:
-                observer.submitted(*self._owners[entry.id])
+            if entry.suspect:
+                log.warning("%s: it runs alone now", _sizes(entry))
+            self.uplink.send(self.journal.submit(entry, self.uplink.generation))
+            self._tell(lambda observer, entry=entry: observer.submitted(*self._owners[entry.id]))  # type: ignore[misc]
+
+    def _tell(self, event: Callable[[Observer], None]) -> None:
+        """Whoever counts or traces must not hurt what is counted."""
+        for observer in self.observers:
+            try:
+                event(observer)
+            except Exception:
+                log.exception("an observer failed")
 
     def _expire(self, generation: Generation) -> None:
         started = any(choice.entry.emitted for choice in generation.choices)
@@ -165,7 +178,7 @@ class Service:
         message = f"timeout_s of {generation.request.timeout_s:g} s passed {where}"
         self._fail(generation, DeadlineExceeded(message, code=code))
 
-    def _fail(self, generation: Generation, error: GangwayError) -> None:
+    def _fail(self, generation: Generation, error: Exception) -> None:
         self._end(generation.choices, Event.FAIL)
         generation.fail(error)
 
@@ -183,8 +196,7 @@ class Service:
         log.info(
             "%s after %.3f s, %d tokens", outcome, seconds, sum(one.completion_tokens for one in generation.choices)
         )
-        for observer in self.observers:
-            observer.ended(generation, outcome, seconds)
+        self._tell(lambda observer: observer.ended(generation, outcome, seconds))
 
     def _end(self, choices: Sequence[Choice], event: Event) -> bool:
         """End those that have not ended, and tell the engine; whether there were any."""
@@ -192,23 +204,56 @@ class Service:
         known = self.journal.end(live, event)
         if known:
             self.uplink.send(Cancel(ids=known))
+        if any(entry.suspect for entry in live):
+            self._submit()
         return bool(live)
 
     # ------------------------------------------------------------ what the uplink tells
 
     def on_link(self) -> None:
-        self._submit(self.journal.entries)
+        self._submit()
 
     def on_loss(self) -> None:
         self.journal.lose_link()
 
+    def on_break(self, generation: int) -> None:
+        present = self.journal.on_link_of(generation)
+        for entry in self.suspects.blame(present):
+            log.error("%s: it has broken the group whenever it ran alone, and is given up", _sizes(entry))
+            error = self.suspects.condemn(entry)
+            for equal in self.suspects.equals(entry, self.journal.entries):
+                self._fail(self._owners[equal.id][0], error)
+        for entry in present:
+            if entry.suspect and entry.live:
+                log.warning("%s: it was there when %d generations broke, a suspect", _sizes(entry), entry.breaks)
+
     def on_output(self, output: StepOutput) -> None:
         now = time.monotonic()
         for delta in output.deltas:
-            entry = self.journal.apply(delta)
-            if entry is not None:
-                generation, choice = self._owners[entry.id]
-                self._hand_on(generation, choice, delta, now)
+            entry = self.journal.find(delta.id)
+            if entry is None:
+                continue
+            generation, choice = self._owners[entry.id]
+            try:
+                self._take(entry, generation, choice, delta, now)
+            except Exception as error:  # a defect that one request brings out must not stall all others
+                log.error("%s: what came for it cannot be taken (%s)", _sizes(entry), type(error).__name__)
+                self._fail(generation, error)
+
+    def _take(self, entry: Entry, generation: Generation, choice: Choice, delta: Delta, now: float) -> None:
+        self.journal.apply(delta)
+        self._hand_on(generation, choice, delta, now)
+        if self.suspects.clears(entry):
+            self._clear(entry)
+        elif entry.suspect and not entry.live:
+            self._submit()
+
+    def _clear(self, entry: Entry) -> None:
+        """The next suspect is to be alone too: until all are cleared, this one waits."""
+        log.warning("%s: no suspect any more", _sizes(entry))
+        if entry.live and any(other.suspect for other in self.journal.entries):
+            self.uplink.send(Cancel(ids=[self.journal.recall(entry)]))
+        self._submit()
 
     def on_end(self, reason: str) -> None:
         for generation in {id(owner): owner for owner, _ in self._owners.values()}.values():
@@ -226,10 +271,19 @@ class Service:
         generation.advanced(choice)
 
     def _observe(self, generation: Generation, choice: Choice, count: int, now: float) -> None:
-        for observer in self.observers:
-            if choice.first_token_at is None:
-                observer.first_tokens(generation, choice, now - generation.accepted_at, count)
-            else:
-                observer.next_tokens(now - choice.last_token_at, count)
+        if choice.first_token_at is None:
+            self._tell(lambda observer: observer.first_tokens(generation, choice, now - generation.accepted_at, count))
+        else:
+            self._tell(lambda observer: observer.next_tokens(now - choice.last_token_at, count))
         choice.first_token_at = choice.first_token_at or now
         choice.last_token_at = now
+
+
+def _sizes(entry: Entry) -> str:
+    """What a log may say of a request."""
+    return f"request {entry.id} ({len(entry.prompt)} prompt tokens, {len(entry.emitted)} emitted)"
+
+
+def _uplink_ended(task: asyncio.Task[None]) -> None:
+    if not task.cancelled():
+        log.critical("the uplink has ended: this gateway reaches no group any more", exc_info=task.exception())

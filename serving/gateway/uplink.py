@@ -42,6 +42,9 @@ class Listener(Protocol):
     def on_loss(self) -> None:
         """The link is gone, with all that was submitted on it."""
 
+    def on_break(self, generation: int) -> None:
+        """This generation broke; it had a link, and `on_loss` was told."""
+
     def on_output(self, output: StepOutput) -> None:
         """A step's output, of the generation that counts."""
 
@@ -64,6 +67,8 @@ class Uplink:
         self._link: LinkClient | None = None
         self._reader: asyncio.Task[None] | None = None
         self._linked_to: Snapshot | None = None
+        self._unbroken: Snapshot | None = None
+        """What was linked to last, until it is known to have broken."""
         self._heard = False
         self._heard_at = self._lost_at = time.monotonic()
         self._seen_version = -1
@@ -72,6 +77,11 @@ class Uplink:
     def ready(self) -> bool:
         """Has the generation that counts been heard on the link that stands, and lately?"""
         return self._link is not None and self._heard and not self._silent_for(self._fault.peer_timeout_s)
+
+    @property
+    def generation(self) -> int:
+        """That of the link which stands; 0 without one."""
+        return 0 if self._linked_to is None else self._linked_to.generation
 
     @property
     def linked(self) -> bool:
@@ -95,11 +105,22 @@ class Uplink:
     async def run(self) -> None:
         """Follow the group until cancelled."""
         try:
+            while True:
+                await self._until_failed()
+                await asyncio.sleep(_RETRY_S)
+        finally:
+            self._drop_link()
+
+    async def _until_failed(self) -> None:
+        """Follow until an exception that nobody foresaw. The link may be half made then: it is given up."""
+        try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._follow())
                 tasks.create_task(self._beat())
-        finally:
-            self._drop_link()
+        except* Exception as errors:
+            log.error("following the group failed, and is begun again", exc_info=errors)
+            self._seen_version = -1
+            self._lose("following the group failed")
 
     async def _follow(self) -> None:
         while True:
@@ -126,6 +147,9 @@ class Uplink:
             self._lose(f"the group is {snapshot.state}")
         elif self._linked_to is not None and snapshot.endpoint != self._linked_to.endpoint:
             self._lose(f"generation {snapshot.generation} took over")
+        if self._unbroken is not None and snapshot.breaks > self._unbroken.breaks:
+            broken, self._unbroken = self._unbroken, None
+            self._listener.on_break(broken.generation)
         if snapshot.state in {"failed", "stopped"}:
             self._listener.on_end(end_reason(snapshot))
         if snapshot.state == "ready" and self._link is None:
@@ -136,13 +160,21 @@ class Uplink:
             return
         log.info("link to generation %d at %s", snapshot.generation, snapshot.endpoint.address)
         self._link = LinkClient(snapshot.endpoint)
-        self._linked_to = snapshot
+        self._linked_to = self._unbroken = snapshot
         self._heard_at = time.monotonic()
         self._reader = asyncio.create_task(self._read(self._link, snapshot.generation))
         self.send(Beat())
         self._listener.on_link()
 
     async def _read(self, link: LinkClient, generation: int) -> None:
+        try:
+            await self._hear(link, generation)
+        except Exception:  # without its reader a link only looks alive
+            log.exception("reading from the group failed")
+            await asyncio.sleep(_RETRY_S)  # ends here if the link was lost meanwhile
+            self._try_again("reading from the group failed")
+
+    async def _hear(self, link: LinkClient, generation: int) -> None:
         while link is self._link:
             message = await link.receive()
             if message.generation != generation:
@@ -160,9 +192,9 @@ class Uplink:
         if self._link is None:
             return
         log.warning("link lost: %s", reason)
+        self._listener.on_loss()  # first: should it raise, the loss is told again
         self._drop_link()
         self._lost_at = time.monotonic()
-        self._listener.on_loss()
 
     def _drop_link(self) -> None:
         if self._reader is not None:

@@ -142,7 +142,8 @@ class Lifecycle:
         self._breaks = [at for at in self._breaks if now - at < self._limits.restart_window_s] + [now]
         self._collateral = collateral
         first = self.snapshot.first_failure or reason
-        failures = {"endpoint": None, "first_failure": first, "last_failure": reason}
+        breaks = self.snapshot.breaks + 1
+        failures = {"endpoint": None, "breaks": breaks, "first_failure": first, "last_failure": reason}
         if self.snapshot.state == "draining":
             self._enter("stopped", **failures)
         elif final or len(self._breaks) > self._limits.max_restarts:

@@ -1,16 +1,21 @@
 """A gateway's life over a real link, with an engine that dies, stalls and comes back."""
 
 import asyncio
+import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
+import zmq
 
 from serving.errors import DeadlineExceeded, GroupUnavailable, InvalidRequest, QueueFull
-from serving.gateway.generation import Generation, GenerationRequest, Prompt, child_seed
-from serving.gateway.service import Service
+from serving.gateway.generation import Choice, Generation, GenerationRequest, Prompt, child_seed
+from serving.gateway.journal import Journal
+from serving.gateway.service import Observer, Service
 from serving.gateway.tokenizer import Tokenizer
-from serving.messages import Sampling
+from serving.gateway.uplink import Uplink
+from serving.link import LinkClient
+from serving.messages import Delta, Sampling
 from tests.fake_engine import EOS, Behaviour, FakeGroup, answer, until
 from tests.gateway.conftest import make_config
 
@@ -361,3 +366,81 @@ def test_a_childs_seed_depends_on_the_seed_and_its_place() -> None:
     assert len(seeds) == 320
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert child_seed(7, 0) == 7
+
+
+def failing_once(function: Callable[..., object], error: Exception) -> Callable[..., object]:
+    """As `function`, but the first call raises."""
+    pending = [error]
+
+    def call(*args: object, **kwargs: object) -> object:
+        if pending:
+            raise pending.pop()
+        return function(*args, **kwargs)
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (LinkClient, "__init__"),
+        (LinkClient, "send"),
+        (LinkClient, "receive"),
+        (Uplink, "_turn_to"),
+        (Uplink, "_mind_the_silence"),
+        (Service, "on_link"),
+        (Service, "on_output"),
+        (Journal, "lose_link"),
+        (Journal, "find"),
+    ],
+)
+async def test_an_unforeseen_error_in_the_uplink_is_logged_and_the_link_stands_again(
+    service: Service,
+    group: FakeGroup,
+    tokenizer: Tokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    owner: type,
+    name: str,
+) -> None:
+    monkeypatch.setattr(logging.getLogger("serving"), "propagate", True)
+    group.behaviour.max_emitted = 2
+    reader = asyncio.create_task(texts(service.generate(request())))
+    await until(lambda: [len(entry.emitted) for entry in service.journal.entries] == [2])
+    monkeypatch.setattr(owner, name, failing_once(getattr(owner, name), zmq.ZMQError(zmq.ENOTSOCK, "injected")))
+    group.kill()
+    group.start()
+    group.behaviour.max_emitted = 10**9
+    assert await asyncio.wait_for(reader, 30) == {0: tokenizer.decode(answer(1, PROMPT, 8))}
+    await until(lambda: service.ready)
+    await until(lambda: "injected" in caplog.text)
+
+
+async def test_an_error_in_one_choice_fails_its_request_and_no_other(
+    service: Service, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push = Choice.push
+
+    def pushed(choice: Choice, delta: Delta) -> bool:
+        if choice.entry.prompt == [666]:
+            raise RuntimeError("injected")
+        return push(choice, delta)
+
+    monkeypatch.setattr(Choice, "push", pushed)
+    wrong, right = (asyncio.create_task(texts(service.generate(request([prompt])))) for prompt in ([666], PROMPT))
+    with pytest.raises(RuntimeError, match="injected"):
+        await wrong
+    assert await right == {0: tokenizer.decode(answer(1, PROMPT, 8))}
+    assert len(service.journal) == 0
+
+
+async def test_an_observer_that_fails_hurts_no_request(service: Service, tokenizer: Tokenizer) -> None:
+    class Failing(Observer):
+        def accepted(self, generation: Generation) -> None:
+            raise RuntimeError("injected")
+
+        submitted = first_tokens = next_tokens = ended = accepted  # type: ignore[assignment]
+
+    service.observers.append(Failing())
+    assert await texts(service.generate(request())) == {0: tokenizer.decode(answer(1, PROMPT, 8))}
+    assert len(service.journal) == 0
