@@ -18,7 +18,8 @@ from serving.api.answers import (
     Prediction,
     Status,
 )
-from serving.api.schema import ChatRequest, CompletionRequest, EmbeddingRequest, Fields, PredictRequest
+from serving.api.neutral import Fields
+from serving.api.schema import ChatRequest, CompletionRequest, EmbeddingRequest, PredictRequest
 
 _REF = "#/components/schemas/{name}"
 _REQUESTS: tuple[type[Fields], ...] = (PredictRequest, CompletionRequest, ChatRequest, EmbeddingRequest)

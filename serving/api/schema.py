@@ -6,18 +6,21 @@ configuration are checked in `serving.api.prepare`.
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from serving.api.neutral import (
+    Fields,
+    NeutralChat,
+    NeutralCompletion,
+    NeutralEmbedding,
+    NeutralMessage,
+    NeutralPart,
+    NeutralSampling,
+    OnlyFalse,
+)
 
 MAX_N = 16
 MAX_LOGPROBS = 20
-
-
-class Fields(BaseModel):
-    """A JSON object that takes only what it names."""
-
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
 
 
 Salt = Annotated[str, Field(min_length=1, max_length=256)]
@@ -31,12 +34,12 @@ Tokens = Annotated[list[Token], Field(fail_fast=True)]
 Prompts = Annotated[list[Tokens], Field(fail_fast=True)]
 
 
-class SamplingFields(Fields):
+class SamplingFields(NeutralSampling):
     """The parameters that all endpoints share."""
 
-    max_tokens: int | None = Field(default=None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=1, lt=2**31)
     """Longest answer, in tokens."""
-    min_tokens: int | None = Field(default=None, ge=0)
+    min_tokens: int | None = Field(default=None, ge=0, lt=2**31)
     """No end before that many tokens."""
     temperature: float | None = Field(default=None, ge=0, le=2)
     """0 takes the likeliest token always; 1 is the default."""
@@ -68,24 +71,19 @@ class SamplingFields(Fields):
     asked for), so that nobody learns from an answer's speed what somebody else has asked."""
 
 
-class TextPart(Fields):
+class TextPart(NeutralPart):
     """A piece of a message."""
 
     type: Literal["text"]
     text: str
 
 
-class ChatMessage(Fields):
+class ChatMessage(NeutralMessage):
     """One turn of a chat."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart] | None = None
     name: str | None = None
-    refusal: None = None
-    annotations: Annotated[list[None], Field(max_length=0)] | None = None
-    audio: None = None
-    tool_calls: Annotated[list[None], Field(max_length=0)] | None = None
-    function_call: None = None
 
     def text(self) -> str:
         """The content in one piece."""
@@ -125,7 +123,7 @@ class StreamOptions(Fields):
     """One more event at the end, with the token counts."""
     continuous_usage_stats: bool | None = None
     """Token counts so far in each event."""
-    include_obfuscation: Literal[False] | None = None
+    include_obfuscation: OnlyFalse = None
 
 
 class OpenAIFields(SamplingFields):
@@ -139,18 +137,15 @@ class OpenAIFields(SamplingFields):
     """Taken and not used."""
 
 
-class CompletionRequest(OpenAIFields):
+class CompletionRequest(NeutralCompletion, OpenAIFields):
     """Body of `POST /v1/completions`."""
 
     prompt: str | Texts | Tokens | Prompts
     """Text or token ids, one prompt or several."""
     logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
-    best_of: Literal[1] | None = None
-    echo: Literal[False] | None = None
-    suffix: Literal[""] | None = None
 
 
-class EmbeddingRequest(Fields):
+class EmbeddingRequest(NeutralEmbedding):
     """Body of `POST /v1/embeddings`."""
 
     input: str | Texts | Tokens | Prompts
@@ -159,8 +154,6 @@ class EmbeddingRequest(Fields):
     """The served model's name; may be left out."""
     encoding_format: Literal["float", "base64"] | None = None
     """base64: of the float32 numbers, little-endian."""
-    dimensions: None = None
-    """Vectors have the model's own size."""
     pooling: Literal["mean", "last", "first"] | None = None
     """Of the last hidden states: their mean (the default), that of the last token, or of the first one."""
     normalize: bool | None = None
@@ -176,34 +169,15 @@ class EmbeddingRequest(Fields):
     """Taken and not used."""
 
 
-class TextFormat(Fields):
-    """The only response format there is."""
-
-    type: Literal["text"]
-
-
-class ChatRequest(OpenAIFields):
-    """Body of `POST /v1/chat/completions`. Fields of features that are not built take their neutral value only."""
+class ChatRequest(NeutralChat, OpenAIFields):
+    """Body of `POST /v1/chat/completions`."""
 
     messages: Chat
-    max_completion_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1, lt=2**31)
     """Newer name of `max_tokens`."""
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
-    response_format: TextFormat | None = None
-    tools: Annotated[list[None], Field(max_length=0)] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
-    parallel_tool_calls: bool | None = None
-    functions: Annotated[list[None], Field(max_length=0)] | None = None
-    function_call: Literal["none", "auto"] | None = None
     modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
-    store: Literal[False] | None = None
     metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
-    service_tier: Literal["auto", "default"] | None = None
-    reasoning_effort: Literal["none"] | None = None
-    verbosity: Literal["medium"] | None = None
-    audio: None = None
-    prediction: None = None
-    web_search_options: None = None

@@ -12,7 +12,8 @@ from starlette.types import Message
 
 from serving.api import parse
 from serving.api.errors import translate
-from serving.api.schema import ChatRequest, CompletionRequest, EmbeddingRequest, Fields, PredictRequest
+from serving.api.neutral import Fields
+from serving.api.schema import ChatRequest, CompletionRequest, EmbeddingRequest, PredictRequest
 from serving.config import HttpConfig
 from serving.errors import CallerError
 from tests.fuzz.strategies import any_bytes, fuzz
