@@ -15,6 +15,7 @@ from cluster.loader import checked
 from cluster.manifest import render
 from cluster.spec import CONFIG_FILE, ClusterSpec
 from cluster.volumes import batch_volumes
+from serving.addresses import has_credentials, shown_in
 
 TTL_S = 300
 """The pods stay so long after the end, in seconds, for their logs to be read."""
@@ -35,6 +36,7 @@ def batch_documents(spec: ClusterSpec, call: Sequence[str], *, allow_single_node
     """
     if len(call) < 2 or any(place.startswith("-") for place in call[:2]):
         raise SpecError("--batch needs an INPUT and an OUTPUT, and options after `--`")
+    _require_no_credentials(call)
     for place in call[:2]:
         _require_reach(spec, place)
     job = batch_spec(spec)
@@ -45,6 +47,15 @@ def batch_documents(spec: ClusterSpec, call: Sequence[str], *, allow_single_node
     pod["volumes"] += [mounted.volume for mounted in batch_volumes(job)]
     pod["containers"][0]["volumeMounts"] += [mounted.mount for mounted in batch_volumes(job)]
     return [*(document for document in others if document["kind"] != "Service"), resource]
+
+
+def _require_no_credentials(call: Sequence[str]) -> None:
+    for argument in call:
+        if has_credentials(argument):
+            raise SpecError(
+                f"{shown_in(argument)} holds a credential, which the manifest, `ps` and Ray's dashboard would show",
+                fix="give it in secret_env, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for s3://",
+            )
 
 
 def _require_reach(spec: ClusterSpec, place: str) -> None:

@@ -18,6 +18,7 @@ from cluster.errors import UnreachableError
 from cluster.kinds import EVENT, POD, SERVICE, Kind, Manifest, kind_of
 from cluster.names import MANAGER
 from cluster.refusals import Expired, Missing, refusal, refusal_of
+from serving.addresses import shown
 
 RETRY_PAUSES_S = (0.2, 0.5, 1.0, 2.0, 4.0)
 LONGEST_PAUSE_S = 30.0
@@ -48,7 +49,7 @@ class Client:
 
     @property
     def server(self) -> str:
-        return str(self._api.configuration.host)
+        return shown(str(self._api.configuration.host))
 
     # Reading.
 

@@ -3,10 +3,12 @@
 import re
 from collections.abc import Iterator
 from pathlib import PurePosixPath
+from typing import Any
 
 from cluster.names import MAX_CLUSTER_NAME, MAX_JOB_NAME, is_label
 from cluster.quantity import parse_quantity
 from cluster.spec import ClusterSpec
+from serving.addresses import has_credentials, shown_in
 
 OLDEST_RAY = (2, 53, 0)
 """KubeRay probes it over HTTP; older ones need wget in the image."""
@@ -47,7 +49,10 @@ RENDERED_ENV = {
 }
 """Variables that have a setting of their own."""
 
-_SECRET = re.compile(r"(^|_)(TOKEN|PASSWORD|PASSWD|SECRET|API_?KEYS?|ACCESS_KEY|CREDENTIALS?)(_|$)", re.IGNORECASE)
+_SECRET = re.compile(
+    r"(^|_)(TOKEN|PASSWORD|PASSWD|PASSPHRASE|SECRET|APIKEYS?|KEYS?|CREDENTIALS?|CONNECTION_STRING|OTLP(_\w+)?_HEADERS)(_|$)",
+    re.IGNORECASE,
+)
 _TAGGED_RAY = re.compile(r"ray[-_.]?v?(\d+\.\d+\.\d+)", re.IGNORECASE)
 
 ONLY_CLUSTERS = {"scheduler-plugins", "in-tree"}
@@ -62,7 +67,7 @@ WITH_TOPOLOGY = {"volcano", "kueue", "kai"}
 
 def complaints(spec: ClusterSpec) -> Iterator[str]:
     """Sentences about what could never work, the first one first."""
-    for check in (_name, _ranks, _placement, _room, _ray, _gang, _env, _paths, _exposure, _network):
+    for check in (_name, _ranks, _placement, _room, _ray, _gang, _env, _addresses, _paths, _exposure, _network):
         yield from check(spec)
 
 
@@ -174,6 +179,28 @@ def _env(spec: ClusterSpec) -> Iterator[str]:
             yield f"env: {name} is in secret_env as well"
         elif _SECRET.search(name):
             yield f"env: {name} looks like a secret, which the manifest would show: put it into secret_env"
+
+
+def _addresses(spec: ClusterSpec) -> Iterator[str]:
+    """Whatever is in the tree is in the manifest, or may be one day."""
+    for key, text in _texts(spec.model_dump(mode="json"), ()):
+        if has_credentials(text):
+            yield (
+                f"{key}: {shown_in(text)} holds a credential, which the manifest would show: put it into a Secret that "
+                "secret_env names"
+            )
+
+
+def _texts(tree: Any, keys: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Each text in a tree, after the keys that lead to it."""
+    if isinstance(tree, str):
+        yield ".".join(keys), tree
+    elif isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from _texts(value, (*keys, str(key)))
+    elif isinstance(tree, list):
+        for index, value in enumerate(tree):
+            yield from _texts(value, (*keys, str(index)))
 
 
 def _paths(spec: ClusterSpec) -> Iterator[str]:

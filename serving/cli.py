@@ -16,8 +16,10 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
+from serving.addresses import reason, shown_in
 from serving.config import Config, dump_config, load_config
 from serving.errors import ConfigError, GangwayError, OperatorError
+from serving.logs import show_uncaught
 
 app = typer.Typer(
     name="gangway",
@@ -38,6 +40,7 @@ ApiKey = Annotated[str | None, typer.Option(envvar="GANGWAY_API_KEY", help="Bear
 
 def main() -> None:
     """The entry point: the only place where errors become exit codes."""
+    sys.excepthook = show_uncaught
     sys.exit(run(sys.argv[1:]))
 
 
@@ -57,7 +60,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _complain(sentence: str, code: int) -> int:
-    print(f"gangway: {' '.join(sentence.split())}", file=sys.stderr)  # noqa: T201
+    print(f"gangway: {' '.join(shown_in(sentence).split())}", file=sys.stderr)  # noqa: T201
     return code
 
 
@@ -163,7 +166,7 @@ def _get(url: str, path: str, api_key: str | None) -> Any:
     except httpx.HTTPStatusError as error:
         raise OperatorError(f"{url} answers {error.response.status_code}: {error.response.text[:200]}") from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise OperatorError(f"no server answers at {url}: {error}") from error
+        raise OperatorError(f"no server answers at {url}: {reason(error, url)}") from error
     return answer.json()
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from serving.addresses import has_credentials
 from serving.errors import ConfigError
 from serving.settings import Section, explain, override_all, read_yaml
 
@@ -188,7 +189,18 @@ class ObserveConfig(Section):
 
     otlp_endpoint: str | None = Field(default=None, pattern=r"^https?://[^/]")
     """Collector that takes traces by OTLP over HTTP, such as http://localhost:4318; needs `gangway[trace]`. Not set:
-    nothing is traced, and OpenTelemetry is not imported."""
+    nothing is traced, and OpenTelemetry is not imported. It holds no credentials, as settings are shown: those are
+    headers in the environment variable OTEL_EXPORTER_OTLP_HEADERS, such as `authorization=Bearer%20KEY`."""
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _endpoint_can_be_shown(cls, endpoint: str | None) -> str | None:
+        if endpoint is not None and (has_credentials(endpoint) or set("@?#") & set(endpoint)):
+            raise ValueError(
+                "an endpoint is scheme, host, port and path; credentials are headers, which the environment variable "
+                "OTEL_EXPORTER_OTLP_HEADERS holds"
+            )
+        return endpoint
 
 
 class Config(Section):

@@ -1,7 +1,8 @@
 """The one place where logging is set up: readable lines or JSON, each with the process's place and the request's id.
 
 What clients send is never logged: inside a request an exception is shown with its type and its frames, without its
-text, which may quote a prompt. Not covered: what Ray, Serve and the interpreter's fault handler write by themselves.
+text, which may quote a prompt. Addresses are shown without credentials. Not covered: what Ray, Serve and the
+interpreter's fault handler write by themselves.
 """
 
 import json
@@ -12,6 +13,8 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import TextIO
+
+from serving.addresses import shown_in
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 """The request that the running task serves; set once it has an id, None outside of any."""
@@ -32,6 +35,11 @@ def set_up(place: str, *, rank: int | None = None, as_json: bool = False, stream
     ours.propagate = False
 
 
+def show_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What ends a command, as the interpreter itself would show it, but no address with its credentials."""
+    sys.stderr.write(shown_in("".join(traceback.format_exception(kind, error, trace))))
+
+
 class _Discreet(logging.Formatter):
     """Knows where it is, and keeps what a request holds to itself."""
 
@@ -47,7 +55,7 @@ class _Discreet(logging.Formatter):
             parts.append(self.formatException(record.exc_info))
         if record.stack_info:
             parts.append(record.stack_info)
-        return "\n".join(parts)
+        return shown_in("\n".join(parts))
 
     def formatException(self, ei: _ExcInfo) -> str:  # noqa: N802  logging's name
         """As usual outside a request; inside one without the texts of the exception and its causes."""

@@ -8,6 +8,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from serving.addresses import shown_in
 from serving.errors import ConfigError
 
 
@@ -50,14 +51,14 @@ def override_all(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[str,
 def _override(tree: Mapping[str, Any], override: str) -> dict[str, Any]:
     """A copy of `tree` with one `a.b=c` applied; the value is read as YAML."""
     dotted, separator, text = override.partition("=")
-    keys = dotted.split(".")
+    keys, given = dotted.split("."), shown_in(override)
     if not separator or not all(keys):
-        raise ConfigError(f"--set {override}: expected section.key=value")
+        raise ConfigError(f"--set {given}: expected section.key=value")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: not a YAML value: {_yaml_problem(error)}") from error
-    return _with_value(tree, keys, value, override)
+        raise ConfigError(f"--set {given}: not a YAML value: {_yaml_problem(error)}") from error
+    return _with_value(tree, keys, value, given)
 
 
 def _with_value(tree: Mapping[str, Any], keys: Sequence[str], value: object, override: str) -> dict[str, Any]:

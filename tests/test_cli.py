@@ -35,6 +35,21 @@ def one_sentence(done: subprocess.CompletedProcess[str], code: int) -> str:
     return lines[0]
 
 
+def test_no_credential_is_shown_of_an_address_that_is_one_too_many(config: Path) -> None:
+    assert "SECRET" not in one_sentence(gangway("serve", config, "http://user:SECRET@host"), 2)
+
+
+def test_nor_in_what_the_interpreter_shows_of_a_fault() -> None:
+    code = (
+        "import sys; from serving import cli; from unittest import mock\n"
+        "with mock.patch.object(cli, 'run', side_effect=RuntimeError('at http://u:SECRET@host')): cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "SECRET" not in done.stderr
+    assert done.stderr.splitlines()[-1] == "RuntimeError: at http://***@host"
+
+
 def test_the_version_is_printed() -> None:
     done = gangway("--version")
     assert (done.returncode, done.stdout.split()[0]) == (0, "gangway")

@@ -118,6 +118,23 @@ def test_an_override_that_is_not_yaml_is_refused() -> None:
     assert refusal(MINIMAL, "model.path=[").startswith("--set model.path=[: not a YAML value: ")
 
 
+@pytest.mark.parametrize(
+    "endpoint",
+    ["http://user:SECRET@host:4318", "https://SECRET@host", "http://host:4318/?key=SECRET", "http://host/#SECRET"],
+)
+def test_an_endpoint_with_credentials_is_refused_without_them_and_says_where_they_go(endpoint: str) -> None:
+    told = refusal({"model": {"path": "x"}}, f"observe.otlp_endpoint={endpoint}")
+    assert "OTEL_EXPORTER_OTLP_HEADERS" in told
+    assert "SECRET" not in told
+
+
+@pytest.mark.parametrize(
+    "override", ["model.path.x=http://user:SECRET@host", "=http://u:SECRET@host", "a=[http://u:SECRET@h"]
+)
+def test_a_complaint_about_an_override_shows_no_credential_in_it(override: str) -> None:
+    assert "SECRET" not in refusal({"model": {"path": "x"}}, override)
+
+
 def test_an_override_of_an_unknown_key_gets_the_nearest_name() -> None:
     assert refusal(MINIMAL, "http.prot=1") == "configuration: unknown key http.prot; did you mean port?"
 

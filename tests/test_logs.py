@@ -122,6 +122,19 @@ def test_a_rank_is_named_in_every_line_and_shows_its_errors_whole(log: io.String
         assert "ERROR rank 3 serving.engine.anything: fails\nTraceback" in text
 
 
+@pytest.mark.parametrize("as_json", [True, False])
+def test_no_line_shows_a_credential_of_an_address(log: io.StringIO, as_json: bool) -> None:
+    set_up("gateway", as_json=as_json, stream=log)
+    ours = logging.getLogger("serving.somewhere")
+    ours.error("cannot send to %s", "https://user:SECRET@host/v1")
+    try:
+        raise OSError("s3://bucket/in?secret_key=SECRET is away")
+    except OSError:
+        ours.exception("failed")
+    assert "https://***@host/v1" in log.getvalue()
+    assert "SECRET" not in log.getvalue()
+
+
 def test_the_command_says_in_json_what_it_would_have_shown(log: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdout", log)
     with make_display(verbose=False, as_json=True) as display:

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from serving.addresses import reason
+from serving.batch.arguments import hide_arguments
 from serving.batch.identity import batch_config, job_key
 from serving.batch.ledger import Ledger, open_ledger
 from serving.batch.parquet import (
@@ -17,7 +19,7 @@ from serving.batch.parquet import (
     open_parquet,
     require_new_columns,
 )
-from serving.batch.places import UNUSABLE, Place, files_at, locate, shown
+from serving.batch.places import UNUSABLE, Place, files_at, locate, name_of
 from serving.batch.rows import Task
 from serving.batch.source import Source, open_source
 from serving.config import Config, load_config
@@ -90,7 +92,7 @@ def _open_output(address: str) -> Place:
         if place.system.isdir(place.path):
             raise OperatorError(f"cannot write {place}: it is a folder")
     except UNUSABLE as error:
-        raise OperatorError(f"cannot write {shown(address)}: {error}") from error
+        raise OperatorError(f"cannot write {name_of(address)}: {reason(error, address)}") from error
     if place.is_local and not Path(place.path).parent.is_dir():
         raise OperatorError(f"cannot write {place}: there is no folder {Path(place.path).parent}")
     return place
@@ -105,10 +107,10 @@ def _open_input(
 ) -> Source | ParquetSource:
     files = [file.place.path for file in files_at(source)]
     if files != [locate(source).path] and PurePosixPath(files[0]).parent == PurePosixPath(output.path).parent:
-        raise OperatorError(f"cannot write {output}: it would be one of the files of {shown(source)}")
+        raise OperatorError(f"cannot write {output}: it would be one of the files of {name_of(source)}")
     parquet = [file.endswith(SUFFIX) for file in files]
     if any(parquet) and not all(parquet):
-        raise OperatorError(f"cannot read {shown(source)}: some of its files are Parquet, and some are not")
+        raise OperatorError(f"cannot read {name_of(source)}: some of its files are Parquet, and some are not")
     if all(parquet):
         rows = open_parquet(source, column, parameters)
         if _is_parquet(output):
@@ -144,6 +146,7 @@ def _run(
     verbose: bool,
 ) -> None:
     """Imports Ray, so its environment must have been set."""
+    hide_arguments()
     from serving.batch.display import Meter, make_batch_display
     from serving.batch.launch import BatchGroup, Interrupted, run_batch
     from serving.runtime.session import ray_session

@@ -148,4 +148,4 @@ def _writing(place: Place) -> Iterator[None]:
     try:
         yield
     except UNUSABLE as error:
-        raise OperatorError(f"cannot write {place}: {getattr(error, 'strerror', None) or error}") from error
+        raise place.cannot("write", error) from error

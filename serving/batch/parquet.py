@@ -14,7 +14,7 @@ import msgspec
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
-from serving.batch.places import UNUSABLE, File, Place, files_at, shown
+from serving.batch.places import UNUSABLE, File, Place, files_at, name_of
 from serving.batch.rows import Row, Task
 from serving.errors import OperatorError
 
@@ -88,7 +88,7 @@ class ParquetSource:
 
 def open_parquet(address: str, column: str | None, parameters: str | None) -> ParquetSource:
     """See that the column is there, and holds what can be asked. `parameters`: JSON. Raises `OperatorError`."""
-    name, files, counts = shown(address), files_at(address), list[int]()
+    name, files, counts = name_of(address), files_at(address), list[int]()
     schema = None
     for file in files:
         with _opened(file.place) as table:
@@ -135,7 +135,7 @@ def join(source: ParquetSource, answers: Place, output: Place, job: str, added: 
         with answers.open() as lines, output.create() as stream:
             _join(source, lines, stream, job, added)
     except UNUSABLE as error:
-        raise OperatorError(f"cannot write {output}: {error}") from error
+        raise output.cannot("write", error) from error
 
 
 def _join(source: ParquetSource, lines: BinaryIO, stream: BinaryIO, job: str, added: pa.Schema) -> None:
@@ -183,7 +183,7 @@ def _opened(place: Place) -> Iterator[pq.ParquetFile]:
         with place.open() as stream, pq.ParquetFile(stream, pre_buffer=False) as file:
             yield file
     except UNUSABLE as error:
-        raise OperatorError(f"cannot read {place}: {error}") from error
+        raise place.cannot("read", error) from error
 
 
 def _values(file: pq.ParquetFile, column: str, offset: int) -> Iterator[Any]:

@@ -5,11 +5,10 @@ fsspec comes first; where it lacks the package for a scheme (`s3://` without s3f
 
 import io
 import os
-import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import fsspec  # type: ignore[import-untyped]
@@ -18,6 +17,7 @@ import pyarrow.fs  # type: ignore[import-untyped]
 from fsspec.implementations.arrow import ArrowFSWrapper  # type: ignore[import-untyped]
 from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
+from serving.addresses import HIDDEN, reason, shown
 from serving.errors import OperatorError
 
 UNUSABLE = OSError, ValueError, ImportError, NotImplementedError, pa.ArrowException
@@ -33,10 +33,16 @@ class Place:
     system: Any
     path: str
     name: str
-    """As a person is told of it: without secrets."""
+    """As a person is told of it: without credentials."""
+    address: str = field(repr=False)
+    """That it, or its neighbour, was given by, credentials and all: never shown."""
 
     def __str__(self) -> str:
         return self.name
+
+    def cannot(self, do: str, error: BaseException) -> OperatorError:
+        """The sentence about one of `UNUSABLE`, for `do` such as "read"."""
+        return OperatorError(f"cannot {do} {self}: {reason(error, self.address)}")
 
     @property
     def is_local(self) -> bool:
@@ -45,7 +51,7 @@ class Place:
 
     def beside(self, ending: str) -> "Place":
         """Its neighbour of that ending."""
-        return Place(self.system, f"{self.path}.{ending}", f"{self.name}.{ending}")
+        return replace(self, path=f"{self.path}.{ending}", name=f"{self.name}.{ending}")
 
     def open(self) -> Any:
         """The file, for reading bytes anywhere in it."""
@@ -121,20 +127,20 @@ def files_at(address: str) -> tuple[File, ...]:
 
     Raises `OperatorError`.
     """
-    name = shown(address)
+    name = name_of(address)
     try:
         place = locate(address)
         info = place.info()
         entries = place.system.ls(place.path, detail=True) if info["type"] == "directory" else [info]
     except UNUSABLE as error:
-        raise OperatorError(f"cannot read {name}: {error}") from error
+        raise OperatorError(f"cannot read {name}: {reason(error, address)}") from error
     if info["type"] == "file":
         return (File(place, int(info["size"]), version_of(info)),)
     found = {}
     for entry in entries:
         base = str(entry["name"]).rpartition("/")[2]
         if entry["type"] == "file" and base and base[0] not in "._":
-            part = Place(place.system, str(entry["name"]), f"{name.rstrip('/')}/{base}")
+            part = replace(place, path=str(entry["name"]), name=f"{name.rstrip('/')}/{base.partition('?')[0]}")
             found[base] = File(part, int(entry["size"]), version_of(entry))
     if not found:
         raise OperatorError(f"cannot read {name}: it is a {info['type']} without files")
@@ -150,12 +156,12 @@ def locate(address: str) -> Place:
             raise
         arrow, path = pyarrow.fs.FileSystem.from_uri(address)
         system = ArrowFSWrapper(arrow)
-    return Place(system, path, shown(address))
+    return Place(system, path, name_of(address), address)
 
 
-def shown(address: str) -> str:
-    """The address without a key, a password or options."""
-    return re.sub(r"//[^/]*@", "//", address.partition("?")[0]) if "://" in address else address
+def name_of(address: str) -> str:
+    """As a person is told of the place there: without credentials and options."""
+    return shown(address).partition("?")[0].replace(f"//{HIDDEN}@", "//") if "://" in address else address
 
 
 def version_of(info: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from serving.batch.places import UNUSABLE, File, Place, files_at, shown
+from serving.batch.places import UNUSABLE, File, Place, files_at, name_of
 from serving.batch.rows import Row
 from serving.errors import OperatorError
 
@@ -54,14 +54,14 @@ class Source:
                         offset += _skip_line(stream)
                     yield line.rstrip(b"\r\n"), offset
         except UNUSABLE as error:
-            raise OperatorError(f"cannot read {place}: {error}") from error
+            raise place.cannot("read", error) from error
 
 
 def open_source(address: str, max_line_bytes: int) -> Source:
     """See that the input is there. Raises `OperatorError`; also when it holds no rows."""
     source = Source(files_at(address), max_line_bytes)
     if next(source.rows(0, 0), None) is None:
-        raise OperatorError(f"{shown(address)} has no rows")
+        raise OperatorError(f"{name_of(address)} has no rows")
     return source
 
 

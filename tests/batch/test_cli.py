@@ -82,3 +82,11 @@ def test_a_folder_that_is_no_input_is_refused(tmp_path: Path, names: list[str], 
         (folder / name).write_text("{}\n")
     done = gangway("batch", CONFIG, folder, folder / output, "--set", f"model.path={MODEL}")
     assert sentence in one_sentence(done, 1)
+
+
+@pytest.mark.parametrize("place", ["s3://KEY:SEC/RET@bucket/in", "https://127.0.0.1:1/in?X-Amz-Signature=SECRET"])
+def test_no_credential_of_an_address_is_in_the_sentence_about_it(place: str) -> None:
+    told = one_sentence(gangway("batch", CONFIG, place, "out.jsonl", "--set", f"model.path={MODEL}"), 1)
+    assert "cannot read " in told
+    assert "SEC" not in told
+    assert "RET" not in told

@@ -38,6 +38,32 @@ def test_addresses_need_no_volume_where_the_network_is_open(make: MakeSpec) -> N
     assert " ".join(places) in job["spec"]["entrypoint"]
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["s3://KEY:SECRET@rows/in.jsonl", "s3://rows/out.jsonl"],
+        ["s3://rows/in.jsonl", "https://rows.example.com/out.jsonl?X-Amz-Signature=SECRET"],
+        ["s3://rows/in.jsonl", "s3://rows/out.jsonl?secret_key=SECRET"],
+        ["s3://rows/in.jsonl", "s3://rows/out.jsonl", "--set", "observe.otlp_endpoint=http://user:SECRET@host"],
+    ],
+)
+def test_a_credential_that_the_manifest_would_show_is_refused_without_showing_it(
+    make: MakeSpec, more: list[str]
+) -> None:
+    with pytest.raises(SpecError, match=r"holds a credential.* secret_env, such as AWS_ACCESS_KEY_ID") as caught:
+        batch_documents(make(network_policy__enabled=False), more)
+    assert "SECRET" not in str(caught.value).replace("AWS_SECRET_ACCESS_KEY", "")
+
+
+def test_keys_for_an_object_store_reach_the_command_by_reference(make: MakeSpec) -> None:
+    secret = {"AWS_SECRET_ACCESS_KEY": {"secret": "bucket", "key": "secret"}}
+    places = ["s3://rows/in.jsonl?region=here", "s3://rows/out.jsonl?region=here"]
+    job = batch_documents(make(network_policy__enabled=False, secret_env=secret), places)[-1]
+    env = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["env"]
+    (found,) = (variable for variable in env if variable["name"] == "AWS_SECRET_ACCESS_KEY")
+    assert found["valueFrom"] == {"secretKeyRef": {"name": "bucket", "key": "secret"}}
+
+
 @pytest.mark.parametrize("call", [[], ["/work/in.jsonl"], ["/work/in.jsonl", "--resume"]])
 def test_a_missing_output_is_refused(make: MakeSpec, call: list[str]) -> None:
     with pytest.raises(SpecError, match="needs an INPUT and an OUTPUT"):

@@ -108,6 +108,21 @@ def test_a_wrong_cluster_configuration_counts_as_a_wrong_configuration() -> None
         ({"secret_env": {"RAY_AUTH_TOKEN": {"secret": "a", "key": "b"}}}, "RAY_AUTH_TOKEN is KubeRay's own to set"),
         ({"env": {"NCCL_DEBUG": "INFO"}}, "env: NCCL_DEBUG has a setting of its own, network.nccl_debug"),
         ({"env": {"HF_TOKEN": "x"}}, "env: HF_TOKEN looks like a secret"),
+        ({"env": {"OTEL_EXPORTER_OTLP_HEADERS": "authorization=x"}}, "OTEL_EXPORTER_OTLP_HEADERS looks like a secret"),
+        ({"env": {"AZURE_STORAGE_ACCOUNT_KEY": "x"}}, "AZURE_STORAGE_ACCOUNT_KEY looks like a secret"),
+        ({"env": {"FSSPEC_S3_KEY": "x"}}, "FSSPEC_S3_KEY looks like a secret"),
+        (
+            {"env": {"HTTPS_PROXY": "http://user:pass@proxy:3128"}},
+            "env.HTTPS_PROXY: http://***@proxy:3128 holds a credential, which the manifest would show",
+        ),
+        (
+            {"service": {"annotations": {"hook": "https://host/?token=x"}}},
+            "service.annotations.hook: https://host/?token=*** holds a credential",
+        ),
+        (
+            {"serving__observe": {"otlp_endpoint": "http://user:pass@host:4318"}},
+            "serving.observe.otlp_endpoint: an endpoint is scheme, host, port and path",
+        ),
         ({"env": {"A": "1"}, "secret_env": {"A": {"secret": "a", "key": "b"}}}, "env: A is in secret_env as well"),
         ({"env": {"1A": "1"}}, "env.1A"),
         (
