@@ -1,21 +1,28 @@
 """A model folder's safetensors files: which tensors, where, of what shape. Reads headers only, in plain Python.
 
 The format (https://github.com/huggingface/safetensors#format): 8 bytes of little-endian header length, a JSON header
-of {name: {dtype, shape, data_offsets}}, then the data without gaps. A file cut short shows in its size.
+of {name: {dtype, shape, data_offsets}}, then the data without gaps. A file cut short shows in its size. Whatever the
+files say, it is a `Checkpoint` or a `ModelError`.
 """
 
 import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 from serving.errors import ModelError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000
+MAX_JSON_BYTES = 100_000_000
+"""Indexes of the largest models have some MB."""
+MAX_DIMENSIONS = 32
+MAX_SHOWN = 200
+"""Characters of a value that a sentence quotes."""
 FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 """Formats that weights may be stored in, and their bytes; others are quantised ones, which are not supported."""
 
@@ -28,6 +35,9 @@ class StoredTensor:
     file: Path
     format: str
     shape: tuple[int, ...]
+    begin: int
+    end: int
+    """Bytes of the file, from its beginning."""
 
 
 @dataclass(frozen=True)
@@ -74,14 +84,25 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object; `ModelError` naming the file otherwise."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{file}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{file}: cannot be read as JSON: {error}") from error
+        if not file.exists():
+            raise ModelError(f"{file}: no such file")
+        if not file.is_file() or (size := file.stat().st_size) > MAX_JSON_BYTES:
+            raise ModelError(f"{file}: cannot be read as JSON: not a file of at most {MAX_JSON_BYTES} bytes")
+        with file.open("rb") as stream:
+            content = json.loads(stream.read(size).decode())
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
+        raise ModelError(f"{file}: cannot be read as JSON: {shown(error)}") from error
     if not isinstance(content, dict):
         raise ModelError(f"{file}: expected a JSON object, found {type(content).__name__}")
     return content
+
+
+def shown(value: object) -> str:
+    """What a file says, or what is said of it, as a part of a sentence: one line of printable characters, not long."""
+    text = (str(value) or repr(value)).strip().partition("\n")[0]
+    if not text.isprintable():
+        text = ascii(text)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
 
 
 def _files(folder: Path) -> tuple[Path, ...]:
@@ -104,16 +125,18 @@ def _indexed_files(index: Path) -> tuple[Path, ...]:
     names = sorted({str(name) for name in weight_map.values()})
     for name in names:
         if Path(name).name != name:
-            raise ModelError(f"{index}: names the file {name}, which is not in the model's own folder")
-        if not (index.parent / name).is_file():
-            raise ModelError(f"{index}: names the file {name}, which is not there")
+            raise ModelError(f"{index}: names the file {shown(name)}, which is not in the model's own folder")
+        # What is no text cannot be a file's name, and is not looked for.
+        if not name.isprintable() or not (index.parent / name).is_file():
+            raise ModelError(f"{index}: names the file {shown(name)}, which is not there")
     return tuple(index.parent / name for name in names)
 
 
 def parse_header(file: Path, stream: BinaryIO) -> tuple[dict[str, Any], int]:
     """The header of a safetensors file, and where its data begins.
 
-    Raises `ModelError` for one that is cut short, `ValueError` for one that is no JSON, `OSError`.
+    Raises `ModelError` for one that is cut short, `ValueError` or `RecursionError` for one that is no JSON object,
+    `OSError`.
     """
     size = file.stat().st_size
     length = int.from_bytes(stream.read(8), "little")
@@ -121,7 +144,9 @@ def parse_header(file: Path, stream: BinaryIO) -> tuple[dict[str, Any], int]:
         raise ModelError(
             f"{file}: not a safetensors file, or cut short: its header would take {length} bytes of {size}"
         )
-    header: dict[str, Any] = json.loads(stream.read(length))
+    header = json.loads(stream.read(length).decode())
+    if not isinstance(header, dict):
+        raise ValueError(f"it is a {type(header).__name__}")
     return header, 8 + length
 
 
@@ -130,22 +155,43 @@ def _read_header(file: Path) -> dict[str, StoredTensor]:
         size = file.stat().st_size
         with file.open("rb") as stream:
             header, begin = parse_header(file, stream)
-            entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-            ends = [_end(entry) for entry in entries.values()]
+        header.pop("__metadata__", None)
+        tensors = {name: _stored(name, file, entry, begin) for name, entry in header.items()}
+        whole = _end(tensors.values(), begin)
     except OSError as error:
         raise ModelError(f"{file}: cannot be read: {error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{file}: its safetensors header is broken: {error!r}") from error
-    whole = begin + max(ends, default=0)
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise ModelError(f"{file}: its safetensors header is broken: {shown(error)}") from error
     if size != whole:
         raise ModelError(f"{file}: has {size} bytes where its header says {whole}; was its download cut short?")
-    return {name: StoredTensor(name, file, entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()}
+    return tensors
 
 
-def _end(entry: dict[str, Any]) -> int:
-    """Where a tensor's data ends, after checking that its shape fills it."""
-    begin, end = (int(offset) for offset in entry["data_offsets"])
-    item = FLOAT_BYTES.get(entry["dtype"])
-    if begin < 0 or (item is not None and end - begin != item * math.prod(entry["shape"])):
-        raise ValueError(f"{end - begin} bytes for shape {entry['shape']}")
-    return end
+def _stored(name: str, file: Path, entry: Any, data: int) -> StoredTensor:
+    """One entry of a header, whose file's data begin at `data`. Raises `ValueError` for what is none."""
+    if not name.isprintable() or not isinstance(entry, dict):
+        raise ValueError(f"{name!a} is no tensor")
+    kind, shape, span = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if not isinstance(kind, str) or not kind.isprintable() or not _are_sizes(shape) or not _are_sizes(span):
+        raise ValueError(f"{name}: dtype {kind!a}, shape {shape!a}, data_offsets {span!a}")
+    if len(span) != 2 or span[0] > span[1]:
+        raise ValueError(f"{name}: data_offsets {span}")
+    item = FLOAT_BYTES.get(kind)
+    if item is not None and span[1] - span[0] != item * math.prod(shape):
+        raise ValueError(f"{name}: {span[1] - span[0]} bytes for shape {shape}")
+    return StoredTensor(name, file, kind, tuple(shape), data + span[0], data + span[1])
+
+
+def _are_sizes(value: Any) -> TypeGuard[list[int]]:
+    """A list of a few whole numbers that fit the 64 bits in which others will keep them."""
+    few = isinstance(value, list) and len(value) <= MAX_DIMENSIONS
+    return few and all(type(size) is int and 0 <= size < 2**63 for size in value)
+
+
+def _end(tensors: Iterable[StoredTensor], begin: int) -> int:
+    """Where the file should end. Raises `ValueError` unless its tensors lie one after the other from `begin` on."""
+    for stored in sorted(tensors, key=attrgetter("begin", "end")):
+        if stored.begin != begin:
+            raise ValueError(f"{stored.name} begins at byte {stored.begin}, not where the one before it ends, {begin}")
+        begin = stored.end
+    return begin

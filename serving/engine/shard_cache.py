@@ -1,10 +1,9 @@
 """One rank's shard as a safetensors file of its own, so that a restart reads it straight back.
 
-The file's name is a hash of all that the shard depends on: the model's configuration and files (by name, size and time
-of change), the number format, the group's size and the rank, the parameters' shapes (which tell whether they are packed
-for the kernels), and the versions of what decides the split. Nothing is
-ever deleted but a file that fails its checksums; old files may be removed at any time. A cache that cannot be written
-costs a slower restart, never the service.
+The file's name is a hash of all that the shard depends on: what is in the model's files (`fingerprint`), the number
+format, the group's size and the rank, the parameters' shapes (which tell whether they are packed for the kernels), and
+the versions of what decides the split. Nothing is ever deleted but a file that fails its checksums; old files may be
+removed at any time. A cache that cannot be written costs a slower restart, never the service.
 """
 
 import hashlib
@@ -22,10 +21,11 @@ import torch
 from torch import Tensor
 
 from serving.engine.checkpoint import Checkpoint, parse_header
+from serving.engine.fingerprint import fingerprint
 from serving.engine.weights import Plan
 from serving.errors import ModelError
 
-VERSION = 1
+VERSION = 2
 ALIGNMENT = 64
 FORMATS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
@@ -47,7 +47,7 @@ class ShardCache:
             return False
         try:
             self._read(tensors, progress)
-        except (OSError, ValueError, KeyError, TypeError, ModelError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, ModelError) as error:
             logger.warning("%s: the kept shard is broken and will be made anew: %s", self.file, error)
             self._remove()
             return False
@@ -97,11 +97,8 @@ class ShardCache:
 
 
 def shard_key(checkpoint: Checkpoint, dtype: torch.dtype, world: int, rank: int, plan: Plan) -> str:
-    """A hash of everything the shard's bytes depend on."""
-    digest = hashlib.sha256((checkpoint.folder / "config.json").read_bytes())
-    for file in checkpoint.files:
-        status = file.stat()
-        digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+    """A hash of everything the shard's bytes depend on. Raises `ModelError` where the model's files cannot be read."""
+    digest = hashlib.sha256(fingerprint(checkpoint))
     versions = [importlib.metadata.version(package) for package in ("deepspeed", "transformers")]
     shapes = sorted((name, *part.shape) for name, part in plan.items())
     digest.update(f"{VERSION} {dtype} {world} {rank} {versions} {shapes}".encode())

@@ -120,3 +120,16 @@ def test_the_key_changes_with_whatever_the_shard_depends_on(tmp_path: Path) -> N
     (tmp_path / "config.json").write_text("{ }")
     keys.append(shard_key(checkpoint, torch.float32, 2, 0, plan))
     assert len(set(keys)) == len(keys)
+
+
+def test_models_of_equal_names_sizes_and_times_have_different_keys(tmp_path: Path) -> None:
+    keys = set()
+    for name, value in (("a", 0.0), ("b", 1.0)):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        save_file({"w": torch.full((50_000,), value)}, folder / "model.safetensors")
+        os.utime(folder / "model.safetensors", ns=(0, 0))
+        checkpoint = open_checkpoint(folder)
+        keys.add(shard_key(checkpoint, torch.float32, 2, 0, {"w": TensorSlice(checkpoint.tensors["w"])}))
+    assert len(keys) == 2
