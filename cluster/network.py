@@ -4,8 +4,10 @@ The Service leads to the head: Serve keeps a proxy there always, and elsewhere o
 KubeRay's own serve service, which selects every pod, would refuse connections at random.
 """
 
+from ipaddress import ip_network
 from typing import Any
 
+from cluster.collector import collector_of
 from cluster.names import COMPONENT, HEAD, INSTANCE, service_name
 from cluster.spec import ClusterSpec
 from cluster.values import Namespace
@@ -45,7 +47,7 @@ def network_policy(spec: ClusterSpec, labels: dict[str, str]) -> dict[str, Any]:
             **gang,
             "policyTypes": ["Ingress", "Egress"],
             "ingress": [{"from": [gang]}, *_requests(spec), _operator(spec), *_metrics(spec)],
-            "egress": [{"to": [gang]}, {"ports": [_port(53, "UDP"), _port(53)]}],
+            "egress": [{"to": [gang]}, {"ports": [_port(53, "UDP"), _port(53)]}, *_traces(spec)],
         },
     }
 
@@ -66,6 +68,20 @@ def _metrics(spec: ClusterSpec) -> list[dict[str, Any]]:
     namespaces = spec.network_policy.metrics_namespaces
     ports = [_port(METRICS), _port(spec.serving.http.port)]
     return [{"from": [_namespace(name) for name in namespaces], "ports": ports}] if namespaces else []
+
+
+def _traces(spec: ClusterSpec) -> list[dict[str, Any]]:
+    """To the collector, as narrow as a NetworkPolicy can say it: it knows addresses and namespaces, but no host names.
+
+    To a Service it is held against the port of the pods behind, which nobody here knows: there all ports are open.
+    """
+    collector = collector_of(spec)
+    if collector is None:
+        return []
+    if collector.namespace is not None:
+        return [{"to": [_namespace(collector.namespace)]}]
+    only = {} if collector.address is None else {"to": [{"ipBlock": {"cidr": str(ip_network(collector.address))}}]}
+    return [{**only, "ports": [_port(collector.port)]}]
 
 
 def _namespace(name: Namespace) -> dict[str, Any]:

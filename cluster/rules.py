@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
+from cluster.collector import collector_of
 from cluster.names import MAX_CLUSTER_NAME, MAX_JOB_NAME, is_label
 from cluster.quantity import parse_quantity
 from cluster.spec import ClusterSpec
@@ -67,7 +68,20 @@ WITH_TOPOLOGY = {"volcano", "kueue", "kai"}
 
 def complaints(spec: ClusterSpec) -> Iterator[str]:
     """Sentences about what could never work, the first one first."""
-    for check in (_name, _ranks, _placement, _room, _ray, _gang, _env, _addresses, _paths, _exposure, _network):
+    for check in (
+        _name,
+        _ranks,
+        _placement,
+        _room,
+        _ray,
+        _gang,
+        _env,
+        _addresses,
+        _paths,
+        _exposure,
+        _network,
+        _traces,
+    ):
         yield from check(spec)
 
 
@@ -84,6 +98,12 @@ def warnings(spec: ClusterSpec) -> list[str]:
         found.append("network_policy.enabled is false: every pod of the cluster can reach the ranks' ports")
     if spec.security.api_keys_secret is None:
         found.append("security.api_keys_secret is not set: whoever reaches the Service may ask")
+    collector = collector_of(spec)
+    if collector and spec.network_policy.enabled and collector.address is None and collector.namespace is None:
+        found.append(
+            f"a NetworkPolicy knows no host names: to reach {collector.host}, pods may reach port {collector.port} of "
+            "any host; serving.observe.otlp_endpoint with an IP address or NAME.NAMESPACE.svc is narrower"
+        )
     if spec.network.rdma_resource and spec.security.run_as_user != 0:
         found.append("RDMA as a user other than 0 needs a container runtime without a limit on locked memory")
     return found
@@ -242,3 +262,12 @@ def _network(spec: ClusterSpec) -> Iterator[str]:
         yield "network.rdma_resource: nvidia.com/gpu is no RDMA device"
     if spec.network.rdma_resource and not spec.nodes.gpus_per_node:
         yield "network.rdma_resource: ranks on CPUs talk over gloo, which uses no RDMA"
+
+
+def _traces(spec: ClusterSpec) -> Iterator[str]:
+    collector = collector_of(spec)
+    if collector and collector.in_the_pod and not spec.network.host_network:
+        yield (
+            f"serving.observe.otlp_endpoint {spec.serving.observe.otlp_endpoint} is the pod itself, where no collector "
+            "runs: name a Service as NAME.NAMESPACE.svc, or another host"
+        )

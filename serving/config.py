@@ -6,6 +6,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -195,12 +196,25 @@ class ObserveConfig(Section):
     @field_validator("otlp_endpoint")
     @classmethod
     def _endpoint_can_be_shown(cls, endpoint: str | None) -> str | None:
-        if endpoint is not None and (has_credentials(endpoint) or set("@?#") & set(endpoint)):
+        if endpoint is None:
+            return None
+        if has_credentials(endpoint) or set("@?#") & set(endpoint):
             raise ValueError(
                 "an endpoint is scheme, host, port and path; credentials are headers, which the environment variable "
                 "OTEL_EXPORTER_OTLP_HEADERS holds"
             )
+        _require_host_and_port(endpoint)
         return endpoint
+
+
+def _require_host_and_port(url: str) -> None:
+    """Raise `ValueError` unless a connection could be tried; a port that is not given is its scheme's."""
+    try:
+        possible = urlsplit(url).hostname and urlsplit(url).port != 0
+    except ValueError:
+        possible = False
+    if not possible:
+        raise ValueError(f"{url} has no host, or a port that is none")
 
 
 class Config(Section):

@@ -135,6 +135,14 @@ def test_a_complaint_about_an_override_shows_no_credential_in_it(override: str) 
     assert "SECRET" not in refusal({"model": {"path": "x"}}, override)
 
 
+@pytest.mark.parametrize(
+    "endpoint", ["http://host:99999", "http://host:x", "http://:4318", "http://[::1", "http://host:0"]
+)
+def test_an_endpoint_that_no_connection_could_be_tried_to_is_refused(endpoint: str) -> None:
+    told = refusal({"model": {"path": "x"}}, f"observe.otlp_endpoint={endpoint}")
+    assert "has no host, or a port that is none" in told
+
+
 def test_an_override_of_an_unknown_key_gets_the_nearest_name() -> None:
     assert refusal(MINIMAL, "http.prot=1") == "configuration: unknown key http.prot; did you mean port?"
 

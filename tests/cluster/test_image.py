@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,14 @@ def test_configurations_name_the_ray_that_the_image_holds() -> None:
         assert yaml.safe_load(path.read_text())["ray"]["version"] == pinned["ray"], path
 
 
+def test_the_image_can_trace_and_the_packages_for_that_are_pinned() -> None:
+    (step,) = re.findall(r"pip\" install .*\"(\.\S*)\"", (ROOT / "scripts" / "install.sh").read_text())
+    assert step == ".[trace]"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pinned = {line.split("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    assert set(project["optional-dependencies"]["trace"]) <= pinned
+
+
 @pytest.mark.slow
 def test_the_build_step_makes_an_environment_that_runs(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHON": sys.executable}
@@ -100,3 +109,5 @@ def test_the_build_step_makes_an_environment_that_runs(tmp_path: Path) -> None:
     asked = subprocess.run([tmp_path / "venv/bin/gangway", "--help"], capture_output=True, text=True, check=True)
     assert "serve" in asked.stdout
     assert (tmp_path / "venv/bin/ray").exists()
+    check = "from serving.api.tracing import require_opentelemetry; require_opentelemetry()"
+    subprocess.run([tmp_path / "venv/bin/python", "-c", check], cwd=tmp_path, check=True)
