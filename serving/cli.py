@@ -112,7 +112,7 @@ def serve(
         require_opentelemetry()
     if embedded:
         preflight.require_free_port(settings.http.host, settings.http.port)
-    with ray_environment(embedded=embedded) as folder:
+    with ray_environment(settings, embedded=embedded) as folder:
         _launch(settings, address, folder=folder, replace=replace, verbose=verbose)
 
 

@@ -124,6 +124,12 @@ class HttpConfig(Section):
     max_inputs: int = Field(default=64, ge=1)
     """Prompts in one request, times `n`."""
 
+    @field_validator("host", mode="before")
+    @classmethod
+    def _all_of_ipv6(cls, host: object) -> object:
+        """YAML takes a bare `::` for a mapping."""
+        return "::" if host == {":": None} else host
+
 
 class FaultConfig(Section):
     """When to give up on a peer, a step, a group."""

@@ -56,7 +56,7 @@ def batch(
     place = _open_output(output)
     settings = absolute_paths(load_config(config, overrides))
     embedded = cluster_address(address) is None
-    with ray_environment(embedded=embedded) as folder:
+    with ray_environment(None, embedded=embedded) as folder:
         settings = batch_config(settings)
         check_model_files(settings, all_here=embedded)
         rows = _open_input(source, place, settings, wanted, column, parameters)

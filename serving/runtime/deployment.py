@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray._common.network_utils import get_localhost_ip
 from ray.serve.schema import ApplicationStatus
 from starlette.types import ASGIApp
 
@@ -17,11 +18,9 @@ from serving.config import Config, load_config
 from serving.gateway.service import Service
 from serving.gateway.tokenizer import Tokenizer
 from serving.logs import set_up
+from serving.runtime.environment import behind_own_proxy, requests_at_once
 from serving.runtime.registry import RegistryGroupView
 from serving.runtime.supervisor import ensure_supervisor
-
-PROXY_MARGIN = 64
-"""Requests beyond the waiting and running ones that reach the gateway, so that it and not the proxy refuses them."""
 
 GATEWAY_NODE_PATIENCE_S = 5.0
 """How long a gateway that does not run may take to come back by itself before it is deployed anew, on rank 0's node."""
@@ -61,7 +60,7 @@ def build_application(config: Config, *, node_id: str | None, supervised: bool) 
         serve.ingress()(Gateway),
         name="gateway",
         num_replicas=1,
-        max_ongoing_requests=config.engine.max_running + config.http.max_waiting + PROXY_MARGIN,
+        max_ongoing_requests=requests_at_once(config),
         ray_actor_options=options,
         graceful_shutdown_timeout_s=config.fault.drain_timeout_s,
         graceful_shutdown_wait_loop_s=0.1,
@@ -86,10 +85,15 @@ def ensure_application(config: Config, node_id: str) -> None:
 
 
 def start_serve(config: Config) -> None:
-    """Start Serve with this configuration's address, if it does not run yet; its address cannot change later."""
+    """Start Serve with this configuration's address, if it does not run yet; its address cannot change later.
+
+    Behind our own HAProxy, which listens on that address itself, Serve's is loopback, and so is a replica's: what it
+    listens on is for the proxy alone.
+    """
+    host = get_localhost_ip() if behind_own_proxy() else config.http.host
     serve.start(
         proxy_location="EveryNode",
-        http_options={"host": config.http.host, "port": config.http.port},
+        http_options={"host": host, "port": config.http.port},
         logging_config={"enable_access_log": False},
     )
 

@@ -16,7 +16,9 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from serving.config import Config
 from serving.runtime import haproxy
+from serving.runtime.network import free_addresses
 
 QUIET = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 """Notices that Ray would print between a command's own lines."""
@@ -37,9 +39,10 @@ MAX_CONNECTIONS = 20_000
 """Clients that may be connected at once, if the process may open that many files. With Serve's own 4096, as many idle
 connections would keep everybody else out."""
 
-REQUESTS_AT_ONCE = 8_000
-"""That HAProxy passes on. Those beyond get an error from it, and not the gateway's own 429, so this must be more than
-`engine.max_running` and `http.max_waiting` together, which are some hundreds unless set."""
+GATEWAY_MARGIN = 64
+"""Requests beyond the waiting and running ones that reach the gateway, so that it and not a proxy refuses them."""
+
+EDGE_FILE = "edge.json"
 
 FILES_BESIDES = 512
 """What it opens besides, with room to spare."""
@@ -62,33 +65,54 @@ def cluster_address(address: str | None) -> str | None:
     return address or os.environ.get("RAY_ADDRESS")
 
 
+def requests_at_once(config: Config) -> int:
+    """That the gateway takes; those beyond wait outside of it, where nothing of their bodies is held."""
+    return config.engine.max_running + config.http.max_waiting + GATEWAY_MARGIN
+
+
 @contextmanager
-def ray_environment(*, embedded: bool, environment: MutableMapping[str, str] = os.environ) -> Iterator[Path | None]:
-    """Set what Ray is to read. Yields the folder of an `embedded` cluster's files, which the context's end removes."""
+def ray_environment(
+    served: Config | None, *, embedded: bool, environment: MutableMapping[str, str] = os.environ
+) -> Iterator[Path | None]:
+    """Set what Ray is to read. Yields the folder of an `embedded` cluster's files, which the context's end removes.
+
+    `served`: what will be served over HTTP there; None when nothing will.
+    """
     with ExitStack() as stack:
         wanted = QUIET | ({"RAY_AUTH_MODE": "token"} if embedded or _has_token(environment) else {})
         wanted |= CALM if embedded else {}
         binary = _haproxy_binary() if embedded else None
         folder = None
-        if binary is not None:
+        if binary is not None and served is not None:
             folder = Path(tempfile.mkdtemp(prefix="gangway-"))
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
-            wanted |= haproxy_settings(folder, binary)
+            wanted |= haproxy_settings(folder, binary, served)
         for variable, value in wanted.items():
             environment.setdefault(variable, value)
         yield folder
 
 
-def haproxy_settings(folder: Path, binary: str) -> dict[str, str]:
+def behind_own_proxy(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether HAProxy is started by our wrapper, which tells it where to listen: then Serve itself, and the replicas
+    with it, has no need to listen anywhere but on loopback.
+    """
+    binary = environment.get("RAY_SERVE_HAPROXY_BINARY_PATH")
+    used = environment.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"
+    return used and binary is not None and Path(binary).with_name(EDGE_FILE).is_file()
+
+
+def haproxy_settings(folder: Path, binary: str, config: Config) -> dict[str, str]:
     """Settings that make Serve use HAProxy, with all its files in `folder`, which only this user can read.
 
     Serve's own defaults are fixed paths and ports. Two clusters on a machine would share them without a word: while one
     of the gateways restarts, its clients are answered by the other. A replica that is told to stop has no load balancer
     to wait for, hence no draining period.
     """
-    wrapper = folder / "haproxy"
-    clients, requests = _limits()
-    command = shlex.join([sys.executable, "-SE", str(Path(haproxy.__file__)), binary, str(requests)])
+    wrapper, edge = folder / "haproxy", folder / EDGE_FILE
+    clients, requests = _limits(requests_at_once(config))
+    addresses = free_addresses(config.http.host, config.http.port)
+    haproxy.Edge(addresses=addresses, port=config.http.port, requests=requests).write(edge)
+    command = shlex.join([sys.executable, "-SE", str(Path(haproxy.__file__)), binary, str(edge)])
     wrapper.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
     wrapper.chmod(0o700)
     stats, metrics, fallback, grpc, *replicas = _own_ports()
@@ -127,13 +151,13 @@ def _haproxy_binary() -> str | None:
     return str(get_haproxy_binary())
 
 
-def _limits() -> tuple[int, int]:
+def _limits(wanted: int) -> tuple[int, int]:
     """Clients, and requests at once, that there are files for: one for each client, and one more for each request."""
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
     if files == resource.RLIM_INFINITY:
-        return MAX_CONNECTIONS, REQUESTS_AT_ONCE
+        return MAX_CONNECTIONS, wanted
     left = max(2, files - FILES_BESIDES)
-    requests = min(REQUESTS_AT_ONCE, left // 2)
+    requests = min(wanted, left // 2)
     return min(MAX_CONNECTIONS, left - requests), requests
 
 

@@ -13,7 +13,6 @@ from concurrent.futures import Future, wait
 from contextlib import suppress
 from typing import Any, Protocol
 
-import httpx
 import ray
 from ray import serve
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
@@ -22,6 +21,7 @@ from ray.serve.context import _get_global_client
 from serving.config import Config
 from serving.errors import GroupFailed, OperatorError
 from serving.messages import Snapshot
+from serving.runtime.address import url_that_is_ready
 from serving.runtime.caretaker import dismiss_caretaker, leave_cluster, post_caretaker
 from serving.runtime.deployment import application_status, start_serve
 from serving.runtime.preflight import require_free_port
@@ -77,6 +77,8 @@ class Launch:
         self._outcome: Any = None
         self._succeeds = False
         """A group runs, and is taken over."""
+        self._url: str | None = None
+        """Where it has answered."""
         self._serve_was_here = False
         self._brought_serve = False
         """Serve is there for this group: it came with this command or one before it."""
@@ -211,24 +213,13 @@ class Launch:
         """Whether /readyz says yes over real HTTP."""
         if self._snapshot is None or self._snapshot.state != "ready":
             return False
-        try:
-            return httpx.get(f"{self._url()}/readyz", timeout=2.0).status_code == httpx.codes.OK
-        except httpx.HTTPError:
-            return False
-
-    def _url(self) -> str:
-        http = self._config.http
-        host = http.host
-        if host in {"0.0.0.0", "::"}:  # noqa: S104  compared, not bound
-            here = ray.get_runtime_context().get_node_id()
-            lead = self._snapshot.ranks[0] if self._snapshot and self._snapshot.ranks else None
-            host = "127.0.0.1" if lead is None or lead.node_id == here else lead.ip
-        return f"http://[{host}]:{http.port}" if ":" in host else f"http://{host}:{http.port}"
+        self._url = url_that_is_ready(self._config.http, self._snapshot.ranks)
+        return self._url is not None
 
     def _ready_line(self, seconds: float) -> str:
         ranks = self._config.parallel.tensor_parallel_size
         count = f"{ranks} rank{'s' if ranks != 1 else ''}"
-        return f"ready at {self._url()}  {self._config.model.name} on {count}, after {seconds:.1f} s"
+        return f"ready at {self._url}  {self._config.model.name} on {count}, after {seconds:.1f} s"
 
     def _drain(self) -> None:
         """Refuse new requests and let the running ones finish, up to `fault.drain_timeout_s`."""

@@ -1,10 +1,10 @@
 """What can be said of a configuration before any process is started for it, in milliseconds."""
 
-import socket
-
 from serving.config import Config, SecurityConfig
 from serving.engine.checkpoint import open_checkpoint
 from serving.errors import ConfigError, OperatorError
+from serving.runtime.haproxy import at
+from serving.runtime.network import free_addresses
 
 
 def absolute_paths(config: Config) -> Config:
@@ -36,12 +36,10 @@ def check_model_files(config: Config, *, all_here: bool) -> None:
 
 def require_free_port(host: str, port: int) -> None:
     """Raise `OperatorError` when nothing could listen at this address."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise OperatorError(
-                f"cannot listen on {host}:{port}: {error.strerror}; set http.port to a free one"
-            ) from error
+    try:
+        free_addresses(host, port)
+    except OSError as error:
+        raise OperatorError(
+            f"cannot listen on {at(host, port)}: {error.strerror}; set http.host to an address of this machine "
+            "and http.port to a free one"
+        ) from error

@@ -5,8 +5,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from serving.runtime.environment import cluster_address, haproxy_settings, ray_environment
-from tests.e2e.server import eventually
+from serving.config import Config
+from serving.runtime.environment import behind_own_proxy, cluster_address, haproxy_settings, ray_environment
+from tests.e2e.server import eventually, free_port
+from tests.gateway.conftest import make_config
+
+
+def config(host: str = "127.0.0.1") -> Config:
+    """On a free port."""
+    return make_config(f"http.host={host}", f"http.port={free_port()}", "security.insecure=true")
 
 
 def test_an_address_that_is_named_wins_over_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -19,40 +26,56 @@ def test_an_address_that_is_named_wins_over_the_variable(monkeypatch: pytest.Mon
 
 def test_what_the_user_has_set_stays_and_the_rest_is_added() -> None:
     environment = {"RAY_SERVE_ENABLE_HA_PROXY": "0"}
-    with ray_environment(embedded=True, environment=environment):
+    with ray_environment(config(), embedded=True, environment=environment):
         assert environment["RAY_SERVE_ENABLE_HA_PROXY"] == "0"
         assert environment["RAY_USAGE_STATS_ENABLED"] == "0"
 
 
 def test_a_cluster_of_someone_else_keeps_its_own_proxy() -> None:
     environment: dict[str, str] = {}
-    with ray_environment(embedded=False, environment=environment):
+    with ray_environment(config(), embedded=False, environment=environment):
         assert "RAY_SERVE_ENABLE_HA_PROXY" not in environment
 
 
 def test_the_files_of_an_embedded_cluster_are_private_and_go_with_it() -> None:
     environment: dict[str, str] = {}
-    with ray_environment(embedded=True, environment=environment):
+    with ray_environment(config(), embedded=True, environment=environment):
         folder = Path(environment["RAY_SERVE_HAPROXY_SOCKET_PATH"]).parent
         assert folder.stat().st_mode & 0o077 == 0
     assert not folder.exists()
 
 
 def test_haproxy_opens_its_statistics_to_this_machine_only(tmp_path: Path) -> None:
-    command = haproxy_settings(tmp_path, "/bin/echo")["RAY_SERVE_HAPROXY_BINARY_PATH"]
-    config = tmp_path / "haproxy.cfg"
-    config.write_text("frontend a\n    bind :9101\n    bind 10.0.0.1:8000\nlisten stats\n  bind *:8404\n")
-    done = subprocess.run([command, "-db", "-f", str(config)], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["-dS", "-db", "-f", str(config)]
-    binds = [line.strip() for line in config.read_text().splitlines() if "bind" in line]
+    command = haproxy_settings(tmp_path, "/bin/echo", config())["RAY_SERVE_HAPROXY_BINARY_PATH"]
+    file = tmp_path / "haproxy.cfg"
+    file.write_text("frontend a\n    bind :9101\n    bind 10.0.0.1:8000\nlisten stats\n  bind *:8404\n")
+    done = subprocess.run([command, "-db", "-f", str(file)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["-dS", "-db", "-f", str(file)]
+    binds = [line.strip() for line in file.read_text().splitlines() if "bind" in line]
     assert binds == ["bind 127.0.0.1:9101", "bind 10.0.0.1:8000", "bind 127.0.0.1:8404"]
+
+
+def test_serve_itself_listens_on_loopback_only_where_our_wrapper_starts_the_proxy(tmp_path: Path) -> None:
+    environment: dict[str, str] = {}
+    assert not behind_own_proxy(environment)
+    with ray_environment(config("0.0.0.0"), embedded=True, environment=environment):
+        assert behind_own_proxy(environment)
+        assert not behind_own_proxy(environment | {"RAY_SERVE_ENABLE_HA_PROXY": "0"})
+        assert not behind_own_proxy(environment | {"RAY_SERVE_HAPROXY_BINARY_PATH": str(tmp_path / "haproxy")})
+
+
+def test_a_batch_job_opens_no_port_and_needs_none() -> None:
+    environment: dict[str, str] = {}
+    with ray_environment(None, embedded=True, environment=environment) as folder:
+        assert folder is None
+        assert not behind_own_proxy(environment)
 
 
 def test_haproxy_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     script = tmp_path / "haproxy-that-sleeps"
     script.write_text("#!/bin/sh\nexec sleep 1000\n")
     script.chmod(0o700)
-    command = haproxy_settings(tmp_path, str(script))["RAY_SERVE_HAPROXY_BINARY_PATH"]
+    command = haproxy_settings(tmp_path, str(script), config())["RAY_SERVE_HAPROXY_BINARY_PATH"]
     starter = (
         f"import subprocess, time; print(subprocess.Popen([{command!r}, '1000']).pid, flush=True); time.sleep(1000)"
     )
@@ -68,7 +91,7 @@ def test_two_clusters_on_a_machine_get_ports_and_files_of_their_own(tmp_path: Pa
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder in folders:
         folder.mkdir()
-    first, second = (haproxy_settings(folder, "/bin/echo") for folder in folders)
+    first, second = (haproxy_settings(folder, "/bin/echo", config()) for folder in folders)
     fixed = {
         "RAY_SERVE_ENABLE_HA_PROXY",
         "RAY_SERVE_HAPROXY_NBTHREAD",

