@@ -60,6 +60,8 @@ class TokenPiece:
     token: TokenId
     logprobs: TokenLogprobs
     text_offset: int
+    first: bool = False
+    """There is no text at all before it, not even the prompt's."""
 
 
 @dataclass(slots=True)
@@ -113,7 +115,7 @@ class Choice:
     def _push_token(self, token: TokenId, logprobs: TokenLogprobs | None) -> None:
         self.completion_tokens += 1
         if logprobs is not None:
-            self._tokens.append(TokenPiece(token, logprobs, self._decoded_chars))
+            self._tokens.append(TokenPiece(token, logprobs, self._decoded_chars, self._detokenizer.at_start))
         piece = self._detokenizer.push(token)
         self._decoded_chars += len(piece)
         scanned = self._stops is not None and self.completion_tokens > self.entry.sampling.min_tokens

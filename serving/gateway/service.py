@@ -141,7 +141,8 @@ class Service:
         self.suspects.check(entries)
         self.journal.accept(entries)
         choices = [
-            Choice(index, entry, request.stop, self.tokenizer.detokenizer()) for index, entry in enumerate(entries)
+            Choice(index, entry, request.stop, self.tokenizer.detokenizer(entry.prompt))
+            for index, entry in enumerate(entries)
         ]
         generation = Generation(request, choices, self._release)
         self._owners.update({choice.entry.id: (generation, choice) for choice in choices})

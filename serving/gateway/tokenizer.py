@@ -13,13 +13,19 @@ from typing import Any
 from serving.config import ModelConfig
 from serving.errors import InvalidRequest, ModelError
 from serving.gateway.chat_template import render_chat
-from serving.gateway.detokenizer import ByteDetokenizer, Detokenizer, WindowDetokenizer, byte_level_alphabet
+from serving.gateway.detokenizer import ByteDetokenizer, Detokenizer, Pieces, WindowDetokenizer, byte_level_alphabet
 from serving.messages import TokenId
 
 _CHARS_PER_TOKEN = 32
 """No prompt of more characters than that per token of `max_model_len` is tokenized at all."""
 _OFF_LOOP_CHARS = 4096
 """Longer texts are encoded in a thread, about 1 ms of work; shorter ones cost less than going there."""
+_CONTEXT_TOKENS = 5
+"""Of the prompt's end, for the answer's first piece: a character may be four tokens."""
+_CONTEXT_LOOKED_AT = 256
+"""Tokens of the prompt's end among which those are looked for; special ones have no text."""
+_RAW_NAMES = [f"<0x{byte:02X}>" for byte in range(256)]
+"""Of the tokens that are one raw byte, where the vocabulary has them."""
 
 
 class Tokenizer:
@@ -37,9 +43,9 @@ class Tokenizer:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizer")
         added = self._hf.added_tokens_decoder.items()
         self._special = {*self._hf.all_special_ids, *(token for token, entry in added if entry.special)}
-        self._byte_level = _is_byte_level(self._hf)
         self._alphabet = byte_level_alphabet()
-        self._bytes: dict[TokenId, bytes] = {}
+        self._bytes: dict[tuple[TokenId, bool], bytes] = {}
+        self._pieces = None if _is_byte_level(self._hf) else self._read_pieces()
 
     @property
     def has_chat_template(self) -> bool:
@@ -77,39 +83,43 @@ class Tokenizer:
         text: str = self._hf.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
 
-    def detokenizer(self) -> Detokenizer:
-        """A fresh one for one sequence; its pieces joined are `decode` of all its ids."""
-        if self._byte_level:
-            return ByteDetokenizer(self.token_bytes)
-        return WindowDetokenizer(self.decode, self._is_byte)
+    def detokenizer(self, prompt: Sequence[TokenId] = ()) -> Detokenizer:
+        """A fresh one for one sequence; its pieces joined are what the sequence adds to the text of its prompt."""
+        textual = [token for token in prompt[-_CONTEXT_LOOKED_AT:] if token not in self._special]
+        context = textual[-_CONTEXT_TOKENS:]
+        return WindowDetokenizer(self._pieces, context) if self._pieces else ByteDetokenizer(self.token_bytes, context)
 
-    def token_bytes(self, token: TokenId) -> bytes:
-        """The bytes that one token stands for; none for a special token."""
-        known = self._bytes.get(token)
+    def token_bytes(self, token: TokenId, *, first: bool = False) -> bytes:
+        """The bytes that one token adds to a text, or to none if it is its `first`; none for a special token."""
+        known = self._bytes.get((token, first))
         if known is None:
-            known = self._bytes[token] = self._compute_bytes(token)
+            known = self._bytes[token, first] = self._compute_bytes(token, first)
         return known
 
-    def _compute_bytes(self, token: TokenId) -> bytes:
+    def _compute_bytes(self, token: TokenId, first: bool) -> bytes:
         name = self._hf.convert_ids_to_tokens(token)
         if name is None or token in self._special:
             return b""
-        if not self._byte_level:
-            return self.decode([token]).encode()
+        if self._pieces is not None:
+            return self._pieces.token_bytes(token, first=first)
         if all(char in self._alphabet for char in name):
             return bytes(self._alphabet[char] for char in name)
         return bytes(name.encode())
 
-    def _is_byte(self, token: TokenId) -> bool:
-        """Is it one raw byte, as vocabularies with byte fallback have for all that they have no token for?"""
-        name = self._hf.convert_ids_to_tokens(token)
-        return name is not None and len(name) == 6 and name.startswith("<0x") and name.endswith(">")
+    def special_name(self, token: TokenId) -> str | None:
+        """How a special token, which has no text, is called; None for any other."""
+        return str(self._hf.convert_ids_to_tokens(token)) if token in self._special else None
 
-    def text(self, token: TokenId) -> str:
-        """How one token is shown by itself, special ones by name."""
-        if token in self._special:
-            return str(self._hf.convert_ids_to_tokens(token))
-        return self.token_bytes(token).decode("utf-8", "replace")
+    def _read_pieces(self) -> Pieces:
+        """What there is to know of a vocabulary that is not byte-level."""
+        named = {self._hf.convert_tokens_to_ids(name): (name, byte) for byte, name in enumerate(_RAW_NAMES)}
+        raw = {
+            token: byte
+            for token, (name, byte) in named.items()
+            if token is not None and self._hf.convert_ids_to_tokens(token) == name and self.decode([token]) != name
+        }
+        anchor = self._encode("a", special=False)[-1:]
+        return Pieces(decode=self.decode, special=self._special, raw=raw, anchor=anchor)
 
 
 def _load(config: ModelConfig) -> Any:
@@ -140,4 +150,5 @@ def _is_byte_level(tokenizer: Any) -> bool:
     if not tokenizer.is_fast:
         return False
     decoder = json.loads(tokenizer.backend_tokenizer.to_str()).get("decoder") or {}
-    return bool(decoder.get("type") == "ByteLevel")
+    parts = decoder["decoders"] if decoder.get("type") == "Sequence" else [decoder]
+    return [part.get("type") for part in parts] == ["ByteLevel"]

@@ -14,6 +14,7 @@ import uvicorn
 from serving.api.app import create_app
 from serving.config import Config
 from serving.gateway.service import Service
+from serving.gateway.tokenizer import Tokenizer
 from tests.fake_engine import FakeGroup, fake_group, until
 from tests.gateway.conftest import demo_tokenizer, make_config
 
@@ -25,9 +26,11 @@ def group() -> Iterator[FakeGroup]:
 
 
 @asynccontextmanager
-async def serving(group: FakeGroup, config: Config) -> AsyncIterator[tuple[httpx.AsyncClient, Service]]:
-    """A client of a ready application in this event loop."""
-    service = Service(config, demo_tokenizer(), group)
+async def serving(
+    group: FakeGroup, config: Config, tokenizer: Tokenizer | None = None
+) -> AsyncIterator[tuple[httpx.AsyncClient, Service]]:
+    """A client of a ready application in this event loop, with the demo model's tokenizer unless told otherwise."""
+    service = Service(config, tokenizer or demo_tokenizer(), group)
     if group.engine is None:
         group.start()
     await service.start()

@@ -1,17 +1,27 @@
 """A service over a fake group."""
 
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 
-from serving.config import Config, load_config
+from serving.config import Config, ModelConfig, load_config
 from serving.gateway.service import Service
 from serving.gateway.tokenizer import Tokenizer
 from tests.fake_engine import FakeGroup, fake_group, until
+from tests.gateway.tiny_tokenizers import KINDS, write_tokenizer
 
 MODEL = Path(__file__).parents[2] / "models" / "smollm2-135m-instruct"
+
+
+@cache
+def tiny_tokenizer(kind: str) -> Tokenizer:
+    """One of `tiny_tokenizers.KINDS`, trained once for all tests."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_tokenizer(Path(folder) / kind, kind)
+        return Tokenizer(ModelConfig(path=Path(folder) / kind))
 
 
 @cache
@@ -23,6 +33,12 @@ def demo_tokenizer() -> Tokenizer:
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
     return demo_tokenizer()
+
+
+@pytest.fixture(params=KINDS)
+def tiny(request: pytest.FixtureRequest) -> Tokenizer:
+    """A tiny tokenizer of each kind."""
+    return tiny_tokenizer(request.param)
 
 
 @pytest.fixture

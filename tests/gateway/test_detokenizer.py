@@ -1,15 +1,16 @@
 """Pieces of text joined are the text of all ids at once."""
 
+import codecs
 from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer as RawTokenizer
-from tokenizers import decoders, models
 
-from serving.gateway.detokenizer import Detokenizer, WindowDetokenizer, byte_level_alphabet
+from serving.gateway.detokenizer import Detokenizer, Pieces, WindowDetokenizer, byte_level_alphabet
 from serving.gateway.tokenizer import Tokenizer
+from tests.gateway.conftest import tiny_tokenizer
+from tests.gateway.tiny_tokenizers import KINDS
 
 TEXTS = ["Hello, world", "naïve café", "日本語のテキスト", "👩‍👩‍👧 family", "a\r\n\tb  c", "Ω≈ç√∫µ≤≥÷", "\u0000\ufffd"]
 
@@ -28,14 +29,14 @@ def any_ids(tokenizer: Tokenizer) -> st.SearchStrategy[list[int]]:
 async def test_a_text_survives_both_ways(tokenizer: Tokenizer, text: str) -> None:
     ids = await tokenizer.encode(text, param="prompt")
     assert "".join(pieces(tokenizer.detokenizer(), ids)) == text
-    assert "".join(pieces(WindowDetokenizer(tokenizer.decode, lambda _: False), ids)) == text
+    assert "".join(pieces(WindowDetokenizer(Pieces(decode=tokenizer.decode)), ids)) == text
 
 
 @given(data=st.data())
 def test_any_ids_give_the_text_of_decoding_them_at_once(tokenizer: Tokenizer, data: st.DataObject) -> None:
     ids = data.draw(any_ids(tokenizer))
     assert "".join(pieces(tokenizer.detokenizer(), ids)) == tokenizer.decode(ids)
-    assert "".join(pieces(WindowDetokenizer(tokenizer.decode, lambda _: False), ids)) == tokenizer.decode(ids)
+    assert "".join(pieces(WindowDetokenizer(Pieces(decode=tokenizer.decode)), ids)) == tokenizer.decode(ids)
 
 
 def test_half_a_character_is_held_back(tokenizer: Tokenizer) -> None:
@@ -52,14 +53,76 @@ def test_the_alphabet_names_each_byte_once() -> None:
     assert sorted(byte_level_alphabet().values()) == list(range(256))
 
 
-BYTES = {f"<0x{byte:02X}>": byte for byte in range(256)}
-FALLBACK = RawTokenizer(models.BPE(vocab=BYTES | {"▁a": 256, "b": 257, "▁": 258}, merges=[]))
-FALLBACK.decoder = decoders.Sequence(
-    [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-)
+CONTINUED = ["Hello world, the tree", "Hello é日本語 the trees", "a  b\n\tc", " the 👩‍👩‍👧 house", "éé the"]
 
 
-@given(st.lists(st.one_of(st.sampled_from([256, 257, 258]), st.sampled_from(list("é日👧".encode()))), max_size=30))
-def test_a_vocabulary_with_byte_fallback_streams_the_same_text(ids: list[int]) -> None:
-    window = WindowDetokenizer(lambda some: FALLBACK.decode(list(some)), lambda token: token < 256)
-    assert "".join(pieces(window, ids)) == FALLBACK.decode(ids)
+@pytest.mark.parametrize("text", CONTINUED)
+def test_an_answer_is_what_it_adds_to_its_prompt_wherever_that_ends(tiny: Tokenizer, text: str) -> None:
+    ids = tiny._encode(text, special=False)
+    prompts = {cut: tiny.decode(ids[:cut]) for cut in range(1, len(ids))}
+    for cut, prompt in prompts.items():
+        if "\ufffd" not in prompt:
+            got = "".join(pieces(tiny.detokenizer(ids[:cut]), ids[cut:]))
+            assert got == tiny.decode(ids).removeprefix(prompt)
+            assert got.encode() == b"".join(tiny.token_bytes(token) for token in ids[cut:])
+
+
+@pytest.mark.parametrize("kind", ["llama", "unigram"])
+def test_an_answer_that_nothing_precedes_has_no_space_before_it(kind: str) -> None:
+    tiny = tiny_tokenizer(kind)
+    ids = tiny._encode("Hello world", special=False)
+    for prompt in ([], [tiny._hf.eos_token_id]):
+        detokenizer = tiny.detokenizer(prompt)
+        assert detokenizer.at_start
+        assert "".join(pieces(detokenizer, ids)) == tiny.decode([*prompt, *ids]) == "Hello world"
+        assert not detokenizer.at_start
+    shown = [tiny.token_bytes(token, first=place == 0) for place, token in enumerate(ids)]
+    assert b"".join(shown) == b"Hello world"
+
+
+def test_special_tokens_between_prompt_and_answer_take_no_space_away(tiny: Tokenizer) -> None:
+    ids, end = tiny._encode("Hello world", special=False), tiny._hf.convert_tokens_to_ids("<|end|>")
+    cut = next(at for at in range(len(ids)) if tiny.decode(ids[:at]) == "Hello")
+    for between in ([end], [end] * 200):
+        assert "".join(pieces(tiny.detokenizer([*ids[:cut], *between]), ids[cut:])) == " world"
+
+
+def test_a_character_that_the_prompt_has_begun_is_the_answers(tiny: Tokenizer) -> None:
+    ids = [token for token in tiny._encode("日", special=False) if max(tiny.token_bytes(token)) > 127]
+    assert len(ids) == 3
+    before = tiny._encode("the", special=False)
+    assert "".join(pieces(tiny.detokenizer([*before, *ids[:1]]), ids[1:])) == "日"
+    assert "".join(pieces(tiny.detokenizer([*before, *ids]), ids)) == "日"
+
+
+def test_raw_bytes_are_given_as_soon_as_they_are_a_character(tiny: Tokenizer) -> None:
+    """Text in a script that the vocabulary does not know is one long row of raw bytes, which must stream too."""
+    ids = [token for token in tiny._encode("日é日", special=False) if max(tiny.token_bytes(token)) > 127]
+    assert pieces(tiny.detokenizer(), ids) == ["", "", "日", "", "é", "", "", "日", ""]
+
+
+def test_bytes_that_are_no_character_spoil_none_beside_them(tiny: Tokenizer) -> None:
+    ids = [token for token in tiny._encode("日é", special=False) if max(tiny.token_bytes(token)) > 127]
+    got = "".join(pieces(tiny.detokenizer(), [*ids[:4], *ids, *ids[:2]]))
+    assert got == "日\ufffd日é\ufffd"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(data=st.data())
+def test_pieces_bytes_and_decoding_at_once_agree_on_any_ids(kind: str, data: st.DataObject) -> None:
+    tiny = tiny_tokenizer(kind)
+    ids = data.draw(st.lists(st.integers(0, tiny.vocab_size - 1), max_size=30))
+    prompt = data.draw(st.lists(st.integers(0, tiny.vocab_size - 1), max_size=8))
+    detokenizer = tiny.detokenizer(prompt)
+    whole = b"".join(tiny.token_bytes(token) for token in prompt)
+    shown, text = [], ""
+    for token in ids:
+        shown.append(tiny.token_bytes(token, first=detokenizer.at_start))
+        text += detokenizer.push(token)
+    text += detokenizer.flush()
+    begun = codecs.getincrementaldecoder("utf-8")("replace")
+    begun.decode(whole)
+    assert text == begun.decode(b"".join(shown), final=True)
+    before, everything = tiny.decode(prompt), tiny.decode([*prompt, *ids])
+    if "\ufffd" not in before + everything:
+        assert text == everything[len(before) :]

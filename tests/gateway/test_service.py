@@ -203,7 +203,7 @@ async def test_the_token_that_ends_a_text_is_no_part_of_it(
     async with generation:
         while pieces := await generation.next():
             tokens += [token for _, piece in pieces for token in piece.tokens]
-    assert [tokenizer.text(token.token) for token in tokens] == ["Paris", "."]
+    assert [tokenizer.token_bytes(token.token).decode() for token in tokens] == ["Paris", "."]
     assert [token.text_offset for token in tokens] == [0, 5]
     assert generation.choices[0].finish_reason == "stop"
     assert generation.choices[0].completion_tokens == 3
@@ -216,7 +216,7 @@ async def test_logprobs_stop_where_the_text_does(service: Service, group: FakeGr
         tokens = []
         while pieces := await generation.next():
             tokens += [token for _, piece in pieces for token in piece.tokens]
-    assert [tokenizer.text(token.token) for token in tokens] == [" one", " two", " three"]
+    assert [tokenizer.token_bytes(token.token).decode() for token in tokens] == [" one", " two", " three"]
 
 
 async def test_a_deadline_that_passes_in_the_queue_is_told_from_one_that_passes_later(
