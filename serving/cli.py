@@ -220,7 +220,7 @@ def _show(report: Any, as_json: bool) -> None:
 @app.command()
 def drill(
     url: Annotated[str, typer.Option(help="Where the server answers.")] = DEFAULT_URL,
-    fault: Annotated[str | None, typer.Option(help="kill-rankN, stop-rankN (SIGSTOP) or kill-all.")] = None,
+    fault: Annotated[str | None, typer.Option(help="kill-rankN, stop-rankN (SIGSTOP), kill-all or poison.")] = None,
     command: Annotated[str | None, typer.Option(help="A command that does the fault, instead of --fault.")] = None,
     heal: Annotated[str | None, typer.Option(help="The command that undoes it, at the end of each round.")] = None,
     heal_after: Annotated[float | None, typer.Option(min=0, help="Heal that many seconds after the fault.")] = None,
@@ -241,12 +241,14 @@ def drill(
     import asyncio
 
     from serving.drill.faults import make_fault
+    from serving.drill.poison import PoisonFault
     from serving.drill.rounds import DrillPlan, run_drill
-    from serving.drill.watch import DrillError
+    from serving.drill.watch import DrillError, make_client
 
+    url = url.rstrip("/")
     plan = DrillPlan(
-        url=url.rstrip("/"),
-        fault=make_fault(fault, command, heal),
+        url=url,
+        fault=make_fault(fault, command, heal, PoisonFault(lambda: make_client(url, api_key, timeout))),
         times=times,
         streams=streams,
         plain=plain,

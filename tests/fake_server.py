@@ -34,6 +34,10 @@ def spawn(title: str = TITLE) -> subprocess.Popen[bytes]:
     return process
 
 
+class GivenUp(ConnectionError):
+    """The request is not computed again."""
+
+
 @dataclass
 class Behaviour:
     """What goes wrong besides; may be changed while it runs."""
@@ -46,6 +50,8 @@ class Behaviour:
     """Tokens after which each answer ends, whatever was asked for."""
     fail_at_restart: bool = False
     """No generation follows."""
+    gives_up_after: int = 10**9
+    """Generations that a stream may outlive; then it is given up, and an equal one is refused."""
 
 
 @dataclass
@@ -58,6 +64,7 @@ class FakeServer:
     generation: int = 1
     running: int = 0
     rank: subprocess.Popen[bytes] = field(default_factory=spawn)
+    given_up: set[str] = field(default_factory=set)
 
     @property
     def computes(self) -> bool:
@@ -77,13 +84,17 @@ class FakeServer:
 
     async def tokens(self, prompt: str, count: int) -> AsyncIterator[str]:
         """Words that depend on the prompt and their place. Raises `ConnectionError` for a request that is lost."""
-        generation = self.generation
+        generation = born = self.generation
         for place in range(count):
             await asyncio.sleep(PACE_S)
             while not self.computes:
                 if self.state == "failed" or self.behaviour.lose_at_restart:
                     raise ConnectionError("rank 0 died")
                 await asyncio.sleep(PACE_S)
+            if self.generation - born >= self.behaviour.gives_up_after:
+                self.given_up.add(prompt)
+            if prompt in self.given_up:
+                raise GivenUp("it breaks the group")
             garbled = self.behaviour.garble_at_restart and self.generation != generation
             generation = self.generation
             yield "?" if garbled else f" {hash((prompt, place)) % 1000}"
@@ -112,7 +123,8 @@ class FakeServer:
                 usage = {"completion_tokens": made}
                 yield {"text": text, "finish_reason": "length" if made == count else None, "usage": usage}
         except ConnectionError as error:
-            yield {"error": {"message": str(error)}}
+            code = "request_breaks_group" if isinstance(error, GivenUp) else None
+            yield {"error": {"message": str(error), "code": code}}
         finally:
             self.running -= 1
 

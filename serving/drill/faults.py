@@ -16,7 +16,7 @@ import psutil
 
 from serving.errors import ConfigError, OperatorError
 
-KNOWN = "kill-rankN, stop-rankN, kill-all"
+KNOWN = "kill-rankN, stop-rankN, kill-all, poison"
 _NAME = re.compile(r"(kill|stop)-(?:rank(\d+)|all)")
 _TITLE = re.compile(r"ray::\S*TrainWorker")
 """How Ray names the process that holds a rank."""
@@ -43,15 +43,18 @@ class Fault(Protocol):
         """Undo what is left of it; `restarted`: a new generation was formed since."""
 
 
-def make_fault(name: str | None, command: str | None, heal: str | None) -> Fault:
-    """Either a fault by its name, or a command with what undoes it. Raises `ConfigError`."""
+def make_fault(name: str | None, command: str | None, heal: str | None, poison: Fault | None = None) -> Fault:
+    """Either a fault by its name, or a command with what undoes it; `poison` is what has that name.
+
+    Raises `ConfigError`.
+    """
     if (name is None) == (command is None):
         raise ConfigError(f"expected either --fault ({KNOWN}) or --command")
     if command is not None:
         return CommandFault(command, heal)
     if heal is not None:
         raise ConfigError("--heal undoes a --command; a fault by name needs none")
-    return _by_name(name or "")
+    return poison if name == "poison" and poison is not None else _by_name(name or "")
 
 
 def _by_name(name: str) -> "SignalFault":

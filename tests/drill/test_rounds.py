@@ -14,9 +14,11 @@ import pytest
 from rich.console import Console
 
 from serving.drill.faults import make_fault
+from serving.drill.poison import PoisonFault
 from serving.drill.recovery import DrillReport
 from serving.drill.rounds import DrillPlan, run_drill
-from serving.drill.watch import DrillError
+from serving.drill.watch import DrillError, make_client
+from serving.errors import OperatorError
 from tests.fake_server import FakeServer, fake_server, spawn
 from tests.test_cli import gangway, one_sentence
 
@@ -85,6 +87,40 @@ async def test_a_command_is_the_fault_and_another_heals_it(fake: FakeServer, tmp
     assert "-" in next(line.split() for line in out.getvalue().splitlines() if line.split()[:1] == ["median"])
 
 
+def poison(fake: FakeServer) -> DrillPlan:
+    fault = PoisonFault(lambda: make_client(fake.url, None, 30))
+    return DrillPlan(url=fake.url, fault=fault, times=2, streams=4, plain=2, max_tokens=20, timeout_s=30)
+
+
+async def test_poison_breaks_each_generation_until_it_is_given_up(fake: FakeServer) -> None:
+    fake.behaviour.gives_up_after = 3
+    report = await drill(poison(fake))
+    assert report.verdict() is None
+    assert (len(fake.given_up), fake.generation) == (2, 7)
+
+
+async def test_poison_that_is_never_given_up_fails_the_drill(fake: FakeServer) -> None:
+    fake.behaviour.end_after = 20
+    with pytest.raises(OperatorError, match="should have ended in request_breaks_group, not in a complete answer"):
+        await drill(poison(fake))
+
+
+async def test_an_equal_request_that_is_computed_again_fails_the_drill(fake: FakeServer) -> None:
+    fake.behaviour.gives_up_after = 1
+    fake.given_up = Forgetful()
+    with pytest.raises(OperatorError, match="an equal request was computed"):
+        await drill(poison(fake))
+
+
+class Forgetful(set[str]):
+    """Refuses once what was added, and has forgotten it then."""
+
+    def __contains__(self, prompt: object) -> bool:
+        known = super().__contains__(prompt)
+        self.discard(str(prompt))
+        return known
+
+
 async def test_a_fault_that_cannot_be_done_is_healed_all_the_same(fake: FakeServer, tmp_path: Path) -> None:
     with pytest.raises(Exception, match="false exited with 1"):
         await drill(plan(fake, None, "false", f"touch {tmp_path / 'undone'}"))
@@ -107,7 +143,7 @@ async def test_a_server_that_ends_answers_early_cannot_be_drilled(fake: FakeServ
 async def test_a_server_that_never_comes_to_rest_cannot_be_drilled(fake: FakeServer) -> None:
     fake.running = 1
     with pytest.raises(DrillError, match="1 KV blocks in use"):
-        await drill(replace(plan(fake, "kill-rank0"), wait_s=0.2))
+        await drill(replace(plan(fake, "kill-rank0"), wait_s=5))
 
 
 def command(fake: FakeServer, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -13,9 +13,12 @@ import httpx
 import psutil
 import pytest
 
+from serving.config import FaultConfig
 from serving.drill.faults import Fault, make_fault
+from serving.drill.poison import PoisonFault
 from serving.drill.recovery import Round
 from serving.drill.rounds import DrillPlan, run_drill
+from serving.drill.watch import make_client
 from tests.e2e.server import Server, eventually
 
 BUDGET_S = 60.0
@@ -78,6 +81,14 @@ async def test_nothing_is_lost_when_ranks_are(steadfast: Server, name: str) -> N
     fault = make_fault(name, None, None)
     fault.restarts = True
     assert (await drilled(steadfast, fault)).timeline.resumed is not None
+
+
+async def test_a_request_that_breaks_the_group_is_given_up_and_nothing_else_is_lost(steadfast: Server) -> None:
+    before = steadfast.status()
+    await drilled(steadfast, PoisonFault(lambda: make_client(steadfast.url, None, 300.0)))
+    after = steadfast.status()
+    assert after["restarts"] - before["restarts"] == 4 <= FaultConfig().max_restarts
+    assert (after["suspects"], len(after["culprits"])) == ([], 1)
 
 
 async def test_nothing_is_lost_when_trains_controller_is_killed(steadfast: Server) -> None:

@@ -1,0 +1,88 @@
+"""A request that breaks the group: whenever it has got a token of a new generation, a rank of that one is killed.
+
+To the server it looks like any request that a rank dies of, at any length and on any machine: nothing in it knows the
+drill. It must be given up, and an equal one refused without another break.
+"""
+
+import itertools
+import json
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+
+from serving.drill.events import data
+from serving.drill.faults import SignalFault, WrongTarget
+from serving.errors import OperatorError
+
+GIVEN_UP = "request_breaks_group"
+_MAX_TOKENS = 200
+
+
+class PoisonFault:
+    """One such request a round, each with a text of its own: an equal one would be refused."""
+
+    name = "poison"
+    restarts = True
+
+    def __init__(self, connect: Callable[[], httpx.AsyncClient]) -> None:
+        self._connect = connect
+        self._numbers = itertools.count(1)
+        self._struck: set[int] = set()
+        """Generations that were broken."""
+
+    def aim(self, status: dict[str, Any]) -> None:
+        _last_rank(status)
+
+    async def strike(self) -> None:
+        """Ask until it is given up, and once more. Raises `OperatorError` when anything else comes of it."""
+        prompt = f"Poison {next(self._numbers)} {secrets.token_hex(8)}"
+        async with self._connect() as client:
+            _require_given_up(await self._ask(client, prompt), "the request that breaks the group")
+            before = len(self._struck)
+            _require_given_up(await self._ask(client, prompt), "an equal request after it")
+            if len(self._struck) != before:
+                raise OperatorError("poison: an equal request was computed, though the first was given up")
+
+    async def heal(self, *, restarted: bool) -> None:
+        """It was given up."""
+
+    async def _ask(self, client: httpx.AsyncClient, prompt: str) -> str:
+        """The code of the error that it ends in; what it ends in otherwise."""
+        parameters = {"max_tokens": _MAX_TOKENS, "ignore_eos": True, "temperature": 0}
+        body = {"inputs": prompt, "raw": True, "stream": True, "parameters": parameters}
+        async with client.stream("POST", "/predict", json=body) as response:
+            if response.status_code != httpx.codes.OK:
+                return _code(json.loads(await response.aread()))
+            async for event in data(response.aiter_bytes()):
+                piece = {} if event == b"[DONE]" else json.loads(event)
+                if "error" in piece:
+                    return _code(piece)
+                await self._kill(client)
+        return "a complete answer"
+
+    async def _kill(self, client: httpx.AsyncClient) -> None:
+        status = (await client.get("/v1/status")).json()
+        if status["state"] == "ready" and status["generation"] not in self._struck:
+            self._struck.add(status["generation"])
+            await _last_rank(status).strike()
+
+
+def _require_given_up(outcome: str, what: str) -> None:
+    if outcome != GIVEN_UP:
+        raise OperatorError(f"poison: {what} should have ended in {GIVEN_UP}, not in {outcome}")
+
+
+def _last_rank(status: dict[str, Any]) -> SignalFault:
+    """Raises `WrongTarget` when there is none, or it is not on this machine."""
+    if not status["ranks"]:
+        raise WrongTarget("poison: the group has no rank")
+    last = max(entry["rank"] for entry in status["ranks"])
+    fault = SignalFault(f"kill-rank{last}", last, stop=False)
+    fault.aim(status)
+    return fault
+
+
+def _code(answer: dict[str, Any]) -> str:
+    return str(answer["error"]["code"] or answer["error"]["message"])
