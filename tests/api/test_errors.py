@@ -182,12 +182,12 @@ async def test_an_error_before_the_first_token_of_a_stream_has_its_own_status(
     error(await client.post("/predict", json={"inputs": "x", "stream": True}), 400)
 
 
-async def test_a_group_that_failed_is_503_with_the_reason(group: FakeGroup) -> None:
+async def test_a_group_that_failed_is_503_and_says_where_the_reason_is(group: FakeGroup) -> None:
     async with serving(group, make_config()) as (client, service):
         group.kill("failed")
         await until(lambda: service.state == "failed")
         response = await client.post("/predict", json={"inputs": "x"})
-        assert "rank 1 died" in error(response, 503)["message"]
+        assert "/v1/status says why" in error(response, 503)["message"]
         assert "retry-after" in response.headers
 
 
@@ -213,3 +213,31 @@ async def test_a_defect_in_a_plain_body_already_begun_is_not_hidden() -> None:
     with pytest.raises(RuntimeError, match="half way"):
         await ErrorBoundary(half)({"type": "http", "path": "/"}, receive, send)
     assert len(sent) == 1
+
+
+async def test_a_request_that_breaks_the_group_is_named_by_id_and_sizes_and_never_by_its_text(group: FakeGroup) -> None:
+    body = {"prompt": "a secret that breaks it", "max_tokens": 8, "stream": True}
+    group.behaviour.breaks_on = lambda _submit, _emitted: True
+
+    async def nurse() -> None:
+        for _ in range(4):
+            await until(lambda: group.engine is not None and group.engine.broken, 60)
+            group.kill()
+            group.start()
+
+    async with serving(group, make_config()) as (client, service):
+        nursing = asyncio.create_task(nurse())
+        for answer in (
+            await client.post("/v1/completions", json=body),
+            await client.post("/v1/completions", json=body),
+        ):
+            assert error(answer, 500)["code"] == "request_breaks_group"
+            assert answer.headers["x-should-retry"] == "false"
+        await nursing
+        await until(lambda: service.ready)
+        status, metrics = (await client.get("/v1/status")).json(), (await client.get("/metrics")).text
+    [culprit] = status["culprits"]
+    assert (status["suspects"], culprit["prompt_tokens"], culprit["completion_tokens"]) == ([], 5, 0)
+    assert "group_breaking_requests_total 1.0" in metrics
+    assert f'group_breaking_request{{completion_tokens="0",id="{culprit["id"]}",prompt_tokens="5"}} 1.0' in metrics
+    assert "secret" not in json.dumps(status) + metrics

@@ -62,7 +62,7 @@ class Strike:
 
 async def drilled(server: Server, fault: Fault) -> Round:
     """One round; everything is whole and right at its end, and nothing is left in the queue or in use."""
-    plan = DrillPlan(url=server.url, fault=fault, times=1, max_tokens=60, timeout_s=120.0, wait_s=60.0)
+    plan = DrillPlan(url=server.url, fault=fault, times=1, max_tokens=60, timeout_s=300.0, wait_s=60.0)
     report = await run_drill(plan, print)
     assert report.verdict(BUDGET_S if fault.restarts else None) is None
     assert report.rounds[0].in_flight == 24

@@ -78,7 +78,7 @@ def test_a_generation_breaks_once_however_many_ranks_say_so() -> None:
     life = formed()
     assert life.fail(1, "rank 0 broke")
     assert life.fail(1, "rank 1 broke")
-    assert (life.snapshot.state, life.snapshot.restarts) == ("restarting", 1)
+    assert (life.snapshot.state, life.snapshot.restarts, life.snapshot.breaks) == ("restarting", 1, 1)
     assert life.snapshot.first_failure == "rank 0 broke"
 
 
