@@ -24,6 +24,7 @@ from serving.engine.checkpoint import Checkpoint, parse_header
 from serving.engine.fingerprint import fingerprint
 from serving.engine.weights import Plan
 from serving.errors import ModelError
+from serving.homes import in_caches
 
 VERSION = 2
 ALIGNMENT = 64
@@ -36,7 +37,7 @@ class ShardCache:
     """One shard's file. `load` and `save` never raise for a bad file or a full disk; they log."""
 
     def __init__(self, folder: Path, key: str) -> None:
-        self.file = folder.expanduser() / f"{key}.safetensors"
+        self.file = in_caches(folder) / f"{key}.safetensors"
 
     def load(self, tensors: Mapping[str, Tensor], progress: Callable[[int], None]) -> bool:
         """Fill `tensors` from the file and check them; False, and no file, unless all are there and whole.

@@ -14,6 +14,7 @@ from ray.train.torch.config import TorchConfig, _TorchBackend
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 
 from serving.errors import GroupFailed
+from serving.homes import settle
 from serving.messages import RankInfo
 from serving.runtime.network import Place, choose_interface, on_one_machine
 from serving.runtime.reasons import first_line
@@ -73,7 +74,8 @@ class GroupTorchConfig(TorchConfig):  # type: ignore[misc]
 
 
 def _settle() -> Place:
-    """On each rank: name the interface for gloo and NCCL, and tell where this is."""
+    """On each rank: name the interface for gloo and NCCL, and tell where this is. The cluster may not be ours."""
+    settle()
     ip = ray.util.get_node_ip_address()
     node_id = ray.get_runtime_context().get_node_id()
     return Place(node_id=node_id, ip=ip, pid=os.getpid(), interface=choose_interface(ip))

@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from serving.config import Config
+from serving.homes import settle
 from serving.runtime import haproxy
 from serving.runtime.network import free_addresses
 
@@ -76,8 +77,10 @@ def ray_environment(
 ) -> Iterator[Path | None]:
     """Set what Ray is to read. Yields the folder of an `embedded` cluster's files, which the context's end removes.
 
-    `served`: what will be served over HTTP there; None when nothing will.
+    `served`: what will be served over HTTP there; None when nothing will. Raises `OperatorError` when there is no place
+    for files of this user's.
     """
+    settle(environment)
     with ExitStack() as stack:
         wanted = QUIET | ({"RAY_AUTH_MODE": "token"} if embedded or _has_token(environment) else {})
         wanted |= CALM if embedded else {}
@@ -140,7 +143,7 @@ def haproxy_settings(folder: Path, binary: str, config: Config) -> dict[str, str
 def _has_token(environment: Mapping[str, str]) -> bool:
     """Whether this user has a token for a cluster that asks for one; one that does not ask ignores it."""
     named = environment.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
-    return bool(named) or (Path.home() / ".ray" / "auth_token").is_file()
+    return bool(named) or (Path(environment["HOME"]) / ".ray" / "auth_token").is_file()
 
 
 def _haproxy_binary() -> str | None:

@@ -3,7 +3,6 @@
 import logging
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from ray.util.placement_group import PlacementGroup
 from serving.config import Config
 from serving.errors import GroupFailed
 from serving.messages import Purpose
+from serving.own_folder import own_folder
 from serving.runtime.backend import GroupTorchConfig
 from serving.runtime.nursery import through_nursery
 from serving.runtime.reasons import cause_of_death, first_line
@@ -37,9 +37,9 @@ no trial folders or training metrics. What the user has set stays."""
 
 UNLIMITED = -1
 
-RUNS = Path(tempfile.gettempdir()) / "gangway-runs"
-"""Where Train keeps its runs, by Ray session and group: two clusters of one machine may have groups of one name. The
-`ray.train.Result` of a batch job is read from there.
+RUNS = "runs"
+"""Where in this user's own folder Train keeps its runs, by Ray session and group: two clusters of one machine may have
+groups of one name. The `ray.train.Result` of a batch job is read from there.
 """
 KEPT_CHECKPOINTS = 2
 
@@ -117,8 +117,8 @@ def _run_once(config: Config, registry: RegistryClient, purpose: Purpose) -> boo
     between the making of the process group and the start of the train function. Nor does it start on what a controller
     was killed over in the midst of writing; nothing here goes on from that, so it is removed.
     """
-    shutil.rmtree(_runs() / config.name, ignore_errors=True)
     try:
+        shutil.rmtree(_runs() / config.name, ignore_errors=True)
         make_trainer(config, purpose).fit()
     except Exception as error:
         lost = isinstance(error, RayActorError)
@@ -130,7 +130,8 @@ def _run_once(config: Config, registry: RegistryClient, purpose: Purpose) -> boo
 
 
 def _runs() -> Path:
-    return RUNS / str(ray.get_runtime_context().get_session_name())
+    """Raises `OSError` when there can be none that is only this user's."""
+    return own_folder() / RUNS / str(ray.get_runtime_context().get_session_name())
 
 
 def make_trainer(config: Config, purpose: Purpose) -> GroupTrainer:

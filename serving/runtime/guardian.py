@@ -37,6 +37,11 @@ class Session:
     """Processes that do not belong to it whatever they have open: the command that has started it."""
     segments: set[Path] = field(default_factory=set)
     """Shared memory that a process of the session was seen to have open."""
+    opened: int = field(init=False)
+    """The folder itself, whatever comes to have its name: Ray opens it to everybody."""
+
+    def __post_init__(self) -> None:
+        self.opened = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
 
     def processes(self) -> list[int]:
         """Those of this user that live."""
@@ -53,7 +58,7 @@ class Session:
 
     def clear(self) -> None:
         """Remove the sockets and the shared memory; log files stay."""
-        shutil.rmtree(self.folder / "sockets", ignore_errors=True)
+        shutil.rmtree("sockets", ignore_errors=True, dir_fd=self.opened)
         for segment in self.segments:
             segment.unlink(missing_ok=True)
 

@@ -12,12 +12,12 @@ spare. Ranks with GPUs do without: whether the imports leave CUDA untouched has 
 
 import importlib
 import json
+import logging
 import os
 import runpy
 import selectors
 import signal
 import socket
-import struct
 import sys
 import time
 from collections.abc import Iterator
@@ -27,6 +27,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
+from serving.homes import settle
 from serving.runtime import starter
 
 ADDRESS = "GANGWAY_NURSERY"
@@ -41,6 +42,8 @@ MODULES = (
     "serving.engine.engine",
 )
 
+logger = logging.getLogger(__name__)
+
 
 def through_nursery() -> dict[str, Any]:
     """The part of a Ray runtime environment that starts its workers here. Needs one path of Python on all nodes."""
@@ -50,8 +53,9 @@ def through_nursery() -> dict[str, Any]:
 def retire() -> None:
     """In a fork: its nursery is needed no more and ends with its last child. In any other process: nothing."""
     if ADDRESS in os.environ:
-        with socket.socket(socket.AF_UNIX) as line, suppress(OSError):  # it has ended already
+        with socket.socket(socket.AF_UNIX) as line, suppress(OSError):  # it has ended already, or is not ours
             line.connect(os.environ[ADDRESS])
+            starter.require_own(line)
             starter.send(line, verb="retire")
 
 
@@ -103,7 +107,13 @@ class Nursery:
     def _take(self) -> None:
         """One request, of this user."""
         line, _ = self._listener.accept()
-        if _user(line) != os.getuid() or (received := _receive(line)) is None:
+        try:
+            starter.require_own(line)
+        except PermissionError as error:
+            logger.warning("%s", error)
+            line.close()
+            return
+        if (received := _receive(line)) is None:
             line.close()
             return
         request, streams = received
@@ -170,7 +180,6 @@ class Nursery:
         for child in self._children:
             signal.pidfd_send_signal(child.process, signal.SIGKILL)
         self._address.unlink(missing_ok=True)
-        self._address.with_name(f"{self._address.name}.lock").unlink(missing_ok=True)
         os._exit(0)
 
 
@@ -182,15 +191,11 @@ def become(request: dict[str, Any], streams: list[int], address: Path) -> NoRetu
         os.close(stream)
     os.environ.clear()
     os.environ.update(request["environment"] | {ADDRESS: str(address)})
+    settle()
     os.chdir(request["folder"])
     sys.argv = request["arguments"]
     runpy.run_path(sys.argv[0], run_name="__main__")
     sys.exit()
-
-
-def _user(line: socket.socket) -> int:
-    size = struct.calcsize("3i")
-    return int(struct.unpack("3i", line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))[1])
 
 
 def _receive(line: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
@@ -212,6 +217,7 @@ def main(listener: int, raylet: int) -> None:
     """
     if os.fork():
         os._exit(0)
+    settle()
     with _system_ids():
         for module in MODULES:
             importlib.import_module(module)

@@ -1,5 +1,7 @@
 """What can be said of a configuration before any process is started for it, in milliseconds."""
 
+from pathlib import Path
+
 from serving.config import Config, SecurityConfig
 from serving.engine.checkpoint import open_checkpoint
 from serving.errors import ConfigError, OperatorError
@@ -12,11 +14,18 @@ def absolute_paths(config: Config) -> Config:
 
     The processes that it is sent to have others.
     """
-    path = config.model.path.expanduser().absolute()
+    path = _absolute(config.model.path)
     model = config.model.model_copy(update={"path": path, "served_name": config.model.name})
     keys = config.security.api_keys_file
-    security = config.security.model_copy(update={"api_keys_file": keys and keys.expanduser().absolute()})
+    security = config.security.model_copy(update={"api_keys_file": keys and _absolute(keys)})
     return config.model_copy(update={"model": model, "security": security})
+
+
+def _absolute(path: Path) -> Path:
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError as error:
+        raise OperatorError(f"{path}: this user has no home; name the whole path, or set HOME") from error
 
 
 def require_keys_for_limits(security: SecurityConfig) -> None:

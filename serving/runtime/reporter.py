@@ -6,6 +6,7 @@ on from is its own ledger, which knows every row; these reports follow it, secon
 
 import json
 import logging
+import os
 import tempfile
 import threading
 from pathlib import Path
@@ -64,7 +65,7 @@ class Reporter:
     def _report(self, progress: dict[str, int]) -> None:
         """Together with all ranks. Rank 0 adds a checkpoint, if it reaches the run's folder on the command's node."""
         run = Path(ray.train.get_context().get_storage().experiment_fs_path)
-        if not self._leads or not run.is_dir():
+        if not self._leads or not run.is_dir() or run.stat().st_uid != os.getuid():
             ray.train.report(progress)
             return
         with tempfile.TemporaryDirectory() as folder:

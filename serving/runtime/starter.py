@@ -9,16 +9,20 @@ import array
 import fcntl
 import json
 import os
+import runpy
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
-import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
+own_folder: Callable[[], Path] = runpy.run_path(str(Path(__file__).parents[1] / "own_folder.py"))["own_folder"]
+"""That of `serving.own_folder`, which cannot be imported here."""
 LENGTH_BYTES = 4
 NUMBER_BYTES = 4
 """Of what the nursery answers: the fork's process id at once, its wait status at its end."""
@@ -32,8 +36,11 @@ ATTEMPTS = 2
 def main(arguments: list[str]) -> None:
     """Run `python ARGUMENTS` in a fork of the nursery, or in this process."""
     for _ in range(ATTEMPTS):
-        with suppress(OSError, subprocess.CalledProcessError):
+        try:
             status = _run_in_nursery(arguments)
+        except (OSError, subprocess.CalledProcessError) as error:
+            print(f"no nursery, this worker starts by itself: {error}", file=sys.stderr)  # noqa: T201  Ray's log of it
+        else:
             if status is not None:
                 _end_like(status)
     os.execv(sys.executable, [sys.executable, *arguments])  # noqa: S606
@@ -53,12 +60,19 @@ def address(raylet: int) -> Path:
     """The socket of the nursery of this raylet and this Ray job, in a folder that only this user can enter.
 
     A process that has imported Ray for one job cannot fork workers for another: the raylet ends them with the first.
+    Raises `OSError`.
     """
-    folder = Path(tempfile.gettempdir()) / f"gangway-nursery-{os.getuid()}"
+    folder = own_folder() / "nursery"
     folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        raise PermissionError(f"{folder} belongs to another user")
     return folder / f"{raylet}-{os.environ.get('RAY_JOB_ID', 'none')}"
+
+
+def require_own(line: socket.socket) -> None:
+    """Raise `PermissionError`, a sentence, when another user is at the other end of a socket of this machine."""
+    size = struct.calcsize("3i")
+    _, user, _ = struct.unpack("3i", line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+    if user != os.getuid():
+        raise PermissionError(f"user {user} is at the other end of a nursery's socket of user {os.getuid()}: refused")
 
 
 def _run_in_nursery(arguments: list[str]) -> int | None:
@@ -102,16 +116,24 @@ def send(line: socket.socket, **request: object) -> None:
 
 
 def connect(raylet: int) -> socket.socket:
-    """A line to the nursery, which is started if it is not there. It answers once it has imported everything."""
+    """A line to the nursery, which is started if it is not there. It answers once it has imported everything.
+
+    Raises `OSError`.
+    """
     where = address(raylet)
     line = socket.socket(socket.AF_UNIX)
-    with open(f"{where}.lock", "w") as lock:  # noqa: PTH123
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        try:
-            line.connect(str(where))
-        except OSError:  # never started, or ended
-            _start_nursery(where, raylet)
-            line.connect(str(where))
+    try:
+        with where.with_name("lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                line.connect(str(where))
+            except OSError:  # never started, or ended
+                _start_nursery(where, raylet)
+                line.connect(str(where))
+        require_own(line)
+    except BaseException:
+        line.close()
+        raise
     return line
 
 
@@ -123,6 +145,7 @@ def _start_nursery(where: Path, raylet: int) -> None:
         listener.listen()
         subprocess.run(
             [sys.executable, "-m", "serving.runtime.nursery", str(listener.fileno()), str(raylet)],
+            env=os.environ | {"PYTHONSAFEPATH": "1"},  # nothing is imported from whatever folder this is
             pass_fds=[listener.fileno()],
             stdin=subprocess.DEVNULL,
             start_new_session=True,

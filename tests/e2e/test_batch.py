@@ -11,6 +11,7 @@ import ray.train
 import torch
 from transformers import AutoModel, AutoTokenizer
 
+from serving.own_folder import own_folder
 from serving.runtime.group import RUNS
 from tests.batch.bucket import open_bucket
 from tests.batch.kills import END_TIMEOUT_S, Batch, disturbed, run_to_end, undisturbed, write_rows
@@ -29,7 +30,7 @@ def test_a_job_whose_rank_and_then_whose_command_is_killed_writes_the_same_bytes
     lines = [json.loads(line) for line in expected.splitlines()]
     assert [number for number, line in enumerate(lines) if "error" in line] == [3]
     assert len(lines) == ROWS
-    result = ray.train.Result.from_path(str(max(RUNS.glob("session_*/gangway-batch"))))
+    result = ray.train.Result.from_path(str(max((own_folder() / RUNS).glob("session_*/gangway-batch"))))
     assert result.metrics is not None
     assert (result.metrics["rows"], result.metrics["failed"]) == (ROWS, 1)
 

@@ -78,6 +78,17 @@ def test_processes_of_the_session_end_and_their_sockets_and_folders_go(folder: F
     assert folder.log.exists()
 
 
+def test_a_link_that_was_planted_in_the_sessions_place_is_not_followed(folder: Folder, tmp_path: Path) -> None:
+    precious = tmp_path / "precious" / "sockets"
+    precious.mkdir(parents=True)
+    folder.start(sys.executable, "-c", HANGS, opened=folder.log)  # the guardian waits for its end
+    folder.session.rename(tmp_path / "moved")
+    folder.session.symlink_to(precious.parent)
+    folder.let_go()
+    assert precious.is_dir()
+    assert not (tmp_path / "moved" / "sockets").exists()
+
+
 def test_nobody_else_is_touched(folder: Folder, tmp_path: Path) -> None:
     elsewhere = tmp_path / "session-of-another"
     elsewhere.touch()

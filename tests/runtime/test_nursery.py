@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 from serving.runtime import starter
 from serving.runtime.nursery import hold
 from tests.e2e.server import eventually
+from tests.second_user import as_nobody, common_folder, needs_root
 
 RETIRE = "from serving.runtime.nursery import retire; retire()"
 
@@ -130,6 +132,28 @@ print(*drawn, flush=True)
         worker.end()
 
 
+@needs_root
+@pytest.mark.usefixtures("nursery")
+def test_another_user_gets_no_fork() -> None:
+    """Nor can it enter the folder; here it is handed the socket."""
+    with common_folder() as folder:
+        os.link(starter.address(os.getpid()), folder / "line")
+        (folder / "line").chmod(0o666)
+
+        def ask() -> bool:
+            with socket.socket(socket.AF_UNIX) as line:
+                line.connect(str(folder / "line"))
+                with suppress(BrokenPipeError, ConnectionResetError):  # hung up before all was said
+                    starter.send(line, verb="fork", arguments=["-c", ""], environment={}, folder="/")
+                    return not line.recv(1)
+                return True
+
+        assert as_nobody(ask)
+        (folder / "line").chmod(0o600)
+    assert len(nurseries()) == 1
+    assert not as_nobody(lambda: starter.address(os.getpid()).exists())
+
+
 def test_a_fork_outlives_a_nursery_that_is_killed_and_its_starter_waits_for_it(tmp_path: Path) -> None:
     with hold(os.getpid()):
         worker = Worker(tmp_path, "import os, signal; print(os.getpid(), flush=True); signal.pause()")
@@ -163,3 +187,24 @@ def test_a_worker_starts_without_a_nursery_when_none_can_be_started(tmp_path: Pa
         assert not described(tmp_path)["imported"]
     finally:
         in_the_way.rmdir()
+
+
+@needs_root
+def test_what_another_user_listens_with_is_handed_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_JOB_ID", "planted")
+    where = starter.address(os.getpid())
+    with common_folder() as folder, socket.socket(socket.AF_UNIX) as listener:
+
+        def listen() -> bool:
+            listener.bind(str(folder / "line"))
+            listener.listen()
+            return True
+
+        assert as_nobody(listen)
+        os.link(folder / "line", where)
+        try:
+            with pytest.raises(PermissionError, match="user 65534 is at the other end of a nursery's socket of user 0"):
+                starter.connect(os.getpid())
+            assert not described(tmp_path)["imported"]
+        finally:
+            where.unlink()

@@ -12,6 +12,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from serving.homes import code_folder
+
 logger = logging.getLogger(__name__)
 
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-fPIC", "-w")
@@ -83,10 +85,9 @@ def _built(sources: Sequence[Path], flags: Sequence[str]) -> Path:
     texts = [file.read_text(encoding="utf-8") for file in (*sources, *sorted(sources[0].parent.glob("*.h")))]
     identity = [*texts, *flags, compiler, platform.machine(), *sorted(processor_flags())]
     key = hashlib.blake2b("\0".join(identity).encode(), digest_size=12).hexdigest()
-    folder = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "gangway" / "native"
+    folder = code_folder()
     target = folder / f"{sources[0].stem}-{key}.so"
     if not target.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
         # Several ranks may build at once: each builds its own file, and the last rename wins.
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             built = Path(scratch) / target.name
