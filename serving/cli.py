@@ -8,6 +8,7 @@ import json
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -38,9 +39,18 @@ Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help
 ApiKey = Annotated[str | None, typer.Option(envvar="GANGWAY_API_KEY", help="Bearer key, if the server asks for one.")]
 
 
+TERMINATED = 143
+"""Exit code after a SIGTERM that nobody drains for, as shells have it."""
+
+TWICE_S = 1.0
+"""A signal that comes again within that time, in seconds, is the same: `timeout` sends it to the command and to its
+group, and a person needs longer to change their mind."""
+
+
 def main() -> None:
     """The entry point: the only place where errors become exit codes."""
     sys.excepthook = show_uncaught
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # by default nothing would be cleared up
     sys.exit(run(sys.argv[1:]))
 
 
@@ -125,15 +135,23 @@ def _launch(config: Config, address: str | None, *, folder: Path | None, replace
     stopping, hurry = threading.Event(), threading.Event()
     session = ray_session(address, config, verbose=verbose, folder=folder)
     with make_display(verbose=verbose, as_json=config.observe.log_json) as display, session as embedded:
-        _stop_on_signals(stopping, hurry)
+        stop_on_signals(stopping, hurry)
         Launch(config, display, stopping, hurry, embedded=embedded, replace=replace).run()
 
 
-def _stop_on_signals(stopping: threading.Event, hurry: threading.Event) -> None:
+def stop_on_signals(
+    stopping: threading.Event, hurry: threading.Event, clock: Callable[[], float] = time.monotonic
+) -> None:
     """The first SIGTERM or Ctrl-C drains, the second does not. Set after Ray has set its own handlers."""
+    first = 0.0
 
     def stop(*_: object) -> None:
-        (hurry if stopping.is_set() else stopping).set()
+        nonlocal first
+        if not stopping.is_set():
+            first = clock()
+            stopping.set()
+        elif clock() - first > TWICE_S:
+            hurry.set()
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
@@ -268,7 +286,9 @@ def drill(
 def demo_model(folder: Annotated[Path, typer.Argument(help="Where to write it.")]) -> None:
     """Fetch the small demo model and write it as a Hugging Face folder."""
     from serving.demo_model import write_demo_model
+    from serving.homes import settle
 
+    settle()
     written = write_demo_model(folder)
     typer.echo(f"{folder}: {'written' if written else 'already there'}")
 

@@ -13,9 +13,13 @@ import ray
 
 from serving.config import Config, ParallelConfig
 from serving.errors import OperatorError
-from serving.runtime import guardian
+from serving.own_folder import own_folder
+from serving.runtime import daemons, guardian
 from serving.runtime.environment import cluster_address
 from serving.runtime.registry import NAMESPACE
+
+LONGEST_FOLDER = 40
+"""Bytes. The path of a socket may have 107, and Ray's begin with its folder and go on for up to 66."""
 
 
 @contextmanager
@@ -32,31 +36,47 @@ def ray_session(address: str | None, config: Config, *, verbose: bool, folder: P
         if address is not None:
             ray.init(address=address, **common)
         else:
-            ray.init(address="local", num_cpus=_embedded_cpus(config.parallel), include_dashboard=False, **common)
-            _end_idle_processes(verbose=verbose)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+            common |= {"num_cpus": _embedded_cpus(config.parallel), "_temp_dir": ray_folder()}
+            with daemons.apart():
+                ray.init(address="local", include_dashboard=False, **common)
+            daemons.end_idle(_node(), verbose=verbose)
+    except (OSError, ValueError, RuntimeError) as error:
         raise OperatorError(f"no Ray cluster at {address or 'this machine'}: {error}") from error
-    with nullcontext() if address is not None else _guarded(folder):
+    with nullcontext() if address is not None else _embedded(folder) as watch:
         try:
             yield address is None
         finally:
+            if watch is not None:
+                watch.release()
             ray.shutdown()
 
 
-def _end_idle_processes(*, verbose: bool) -> None:
-    """End what an embedded cluster has no use for and Ray no option to leave out: its autoscaler, and the reader of all
-    log files, ten times a second, for a terminal that is shown them only if `verbose`.
+def _node() -> Any:
+    """Ray's own object for what it has started here."""
+    return ray._private.worker._global_node
+
+
+def ray_folder() -> str | None:
+    """Where an embedded cluster has its sockets and logs: where nobody else can enter, as Ray opens its own to all.
+
+    None, Ray's own choice, when the user has made one. Raises `PermissionError`, or what making it raises.
     """
-    node = ray._private.worker._global_node
-    node.kill_monitor(check_alive=False)
-    if not verbose:
-        node.kill_log_monitor(check_alive=False)
+    if "RAY_TMPDIR" in os.environ:
+        return None
+    folder = own_folder() / "ray"
+    return str(folder if len(str(folder)) <= LONGEST_FOLDER else own_folder("/tmp") / "ray")  # noqa: S108  looked at
+
+
+@contextmanager
+def _embedded(folder: Path | None) -> Iterator[daemons.Watch]:
+    with _guarded(folder), daemons.Watch(daemons.needed(_node())) as watch:
+        yield watch
 
 
 @contextmanager
 def _guarded(folder: Path | None) -> Iterator[None]:
     """See that nothing of the embedded cluster is left at the end, however this process ends (see `guardian`)."""
-    session = ray._private.worker._global_node.get_session_dir_path()
+    session = _node().get_session_dir_path()
     places = [session, *map(str, [Path(ray.__file__).parents[1], *([folder] if folder else [])])]
     command = [sys.executable, "-I", "-S", guardian.__file__, *places]
     nowhere = subprocess.DEVNULL

@@ -87,11 +87,11 @@ class Process:
 
     def titles(self) -> list[str]:
         """The command lines of those processes; Ray's are named for the actor they hold."""
-        titles = []
-        for process in self.processes():
-            with suppress(psutil.NoSuchProcess):  # ended since
-                titles.append(" ".join(process.cmdline()).strip())
-        return titles
+        return [title for process in self.processes() if (title := _title(process)) is not None]
+
+    def named(self, part: str) -> list[psutil.Process]:
+        """Those of the processes whose command lines have that part."""
+        return [process for process in self.processes() if part in (_title(process) or "")]
 
     def _marked(self, process: psutil.Process) -> bool:
         try:
@@ -110,6 +110,13 @@ class Process:
                 process.kill()
         self.process.wait(STOP_TIMEOUT_S)
         self._reader.join(STOP_TIMEOUT_S)
+
+
+def _title(process: psutil.Process) -> str | None:
+    try:
+        return " ".join(process.cmdline()).strip()
+    except psutil.NoSuchProcess:  # ended since
+        return None
 
 
 def _lives(process: psutil.Process) -> bool:

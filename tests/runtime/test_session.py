@@ -1,7 +1,12 @@
+import os
+import tempfile
+from pathlib import Path
+
 import pytest
 
 from serving.config import ParallelConfig
-from serving.runtime.session import missing_room
+from serving.own_folder import own_folder
+from serving.runtime.session import LONGEST_FOLDER, missing_room, ray_folder
 
 Nodes = list[dict[str, float]]
 
@@ -33,3 +38,20 @@ def test_what_is_missing_is_said_with_its_numbers(nodes: Nodes, parallel: Parall
     assert sentence is not None
     for fact in facts:
         assert fact in sentence
+
+
+def test_rays_sockets_and_logs_lie_where_nobody_else_can_enter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    assert ray_folder() == str(own_folder() / "ray")
+    monkeypatch.setenv("RAY_TMPDIR", "/a/folder/of/the/users")
+    assert ray_folder() is None
+
+
+def test_a_temporary_folder_whose_name_is_too_long_for_a_socket_is_not_rays(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    long = tmp_path / ("x" * LONGEST_FOLDER)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    assert ray_folder() == f"/tmp/gangway-{os.getuid()}/ray"
