@@ -5,10 +5,8 @@ the command that needs them, so that `gangway --help` answers at once.
 """
 
 import json
-import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterable
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -21,6 +19,7 @@ from serving.addresses import reason, shown_in
 from serving.config import Config, dump_config, load_config
 from serving.errors import ConfigError, GangwayError, OperatorError
 from serving.logs import show_uncaught
+from serving.runtime.signals import clear_up_on_sigterm, stop_on_signals
 
 app = typer.Typer(
     name="gangway",
@@ -39,18 +38,10 @@ Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help
 ApiKey = Annotated[str | None, typer.Option(envvar="GANGWAY_API_KEY", help="Bearer key, if the server asks for one.")]
 
 
-TERMINATED = 143
-"""Exit code after a SIGTERM that nobody drains for, as shells have it."""
-
-TWICE_S = 1.0
-"""A signal that comes again within that time, in seconds, is the same: `timeout` sends it to the command and to its
-group, and a person needs longer to change their mind."""
-
-
 def main() -> None:
     """The entry point: the only place where errors become exit codes."""
     sys.excepthook = show_uncaught
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # by default nothing would be cleared up
+    clear_up_on_sigterm()
     sys.exit(run(sys.argv[1:]))
 
 
@@ -137,24 +128,6 @@ def _launch(config: Config, address: str | None, *, folder: Path | None, replace
     with make_display(verbose=verbose, as_json=config.observe.log_json) as display, session as embedded:
         stop_on_signals(stopping, hurry)
         Launch(config, display, stopping, hurry, embedded=embedded, replace=replace).run()
-
-
-def stop_on_signals(
-    stopping: threading.Event, hurry: threading.Event, clock: Callable[[], float] = time.monotonic
-) -> None:
-    """The first SIGTERM or Ctrl-C drains, the second does not. Set after Ray has set its own handlers."""
-    first = 0.0
-
-    def stop(*_: object) -> None:
-        nonlocal first
-        if not stopping.is_set():
-            first = clock()
-            stopping.set()
-        elif clock() - first > TWICE_S:
-            hurry.set()
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
 
 
 @app.command()

@@ -63,7 +63,7 @@ class Session:
             segment.unlink(missing_ok=True)
 
     def _has(self, pid: int) -> bool:
-        opened = set(_open_files(pid))
+        opened = set(open_files(pid))
         if not (any(file.is_relative_to(self.folder) for file in opened) and self._runs_ours(pid)):
             return False
         self.segments |= {file for file in opened if file.parent == SHARED_MEMORY and file.exists()}
@@ -84,7 +84,8 @@ def _own_processes() -> Iterator[int]:
                 yield int(entry.name)
 
 
-def _open_files(pid: int) -> Iterator[Path]:
+def open_files(pid: int) -> Iterator[Path]:
+    """What a process has open, as far as this user may know."""
     with suppress(OSError):  # ended since, or not to be looked at
         for descriptor in Path(f"/proc/{pid}/fd").iterdir():
             with suppress(FileNotFoundError):  # closed since

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from serving.cli import TERMINATED
 from serving.config import FaultConfig
 from serving.runtime import guardian
+from serving.runtime.signals import TERMINATED
 from tests.e2e.server import CONFIG
 from tests.test_cli import gangway
 

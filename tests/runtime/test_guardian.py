@@ -8,7 +8,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from serving.runtime.guardian import SHARED_MEMORY
+from serving.runtime.guardian import SHARED_MEMORY, open_files
+from tests.e2e.server import eventually
 
 SCRIPT = """
 import os, sys
@@ -81,7 +82,7 @@ def test_processes_of_the_session_end_and_their_sockets_and_folders_go(folder: F
 def test_a_link_that_was_planted_in_the_sessions_place_is_not_followed(folder: Folder, tmp_path: Path) -> None:
     precious = tmp_path / "precious" / "sockets"
     precious.mkdir(parents=True)
-    folder.start(sys.executable, "-c", HANGS, opened=folder.log)  # the guardian waits for its end
+    eventually(lambda: folder.session in open_files(folder.guardian.pid))
     folder.session.rename(tmp_path / "moved")
     folder.session.symlink_to(precious.parent)
     folder.let_go()
