@@ -92,7 +92,7 @@ async def run(url: str, streams: int, seconds: float, tokens: int, others: Other
 
     held = [await _connect(url) for _ in range(others.idle)]
     attacking = asyncio.create_task(attack())
-    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=timeout) as client:
+    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=timeout, trust_env=False) as client:
         await asyncio.gather(*(place(client, number) for number in range(streams)))
     attacking.cancel()
     print(f"{len(held)} others were connected")

@@ -150,9 +150,12 @@ def _get(url: str, path: str, api_key: str | None) -> Any:
     """The JSON that a server answers with. Raises `OperatorError` when there is none."""
     import httpx
 
+    from serving.direct import direct
+
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     try:
-        answer = httpx.get(url.rstrip("/") + path, headers=headers, timeout=5.0)
+        with httpx.Client(headers=headers, timeout=5.0, mounts=direct(url)) as client:
+            answer = client.get(url.rstrip("/") + path)
         answer.raise_for_status()
     except httpx.HTTPStatusError as error:
         raise OperatorError(f"{url} answers {error.response.status_code}: {error.response.text[:200]}") from error

@@ -14,6 +14,7 @@ import httpx
 from matplotlib.figure import Figure
 
 from serving.bench import BenchError, Phases, difference, parse_phases, run_bench
+from serving.direct import direct
 from serving.errors import OperatorError
 
 STREAMS = (1, 2, 4, 8, 16, 32, 64)
@@ -93,7 +94,7 @@ async def run_growth(
     `BenchError` when requests fail.
     """
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=30.0) as client:
+    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=30.0, mounts=direct(url)) as client:
         return await _grow(Watch(client), url, model, streams, contexts, queued, api_key)
 
 

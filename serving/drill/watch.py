@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import httpx
 
+from serving.direct import direct
 from serving.drill.recovery import Probe, Sighting
 from serving.errors import GangwayError
 
@@ -34,7 +35,7 @@ def make_client(url: str, api_key: str | None, timeout_s: float | None) -> httpx
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     limits = httpx.Limits(max_connections=None)
     try:
-        return httpx.AsyncClient(base_url=url, headers=headers, timeout=timeout_s, limits=limits)
+        return httpx.AsyncClient(base_url=url, headers=headers, timeout=timeout_s, limits=limits, mounts=direct(url))
     except httpx.InvalidURL as error:
         raise DrillError(f"{url}: {error}") from error
 
