@@ -24,7 +24,7 @@ SILENCE_S = 120.0
 """Longer than a full queue takes to be served, and than a restart of the group."""
 CONNECT_S = 30.0
 
-HEAD = b"POST /predict HTTP/1.1\r\nHost: gangway\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n"
+HEAD = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n"
 """Of a request whose body never comes."""
 
 

@@ -4,8 +4,9 @@
 """
 
 from collections.abc import Mapping, Sequence
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 import yaml
@@ -179,6 +180,15 @@ class SecurityConfig(Section):
     """Requests (POST) that the keys of one name may begin within any 60 seconds, wrong ones included; one more is
     answered 429, with the seconds after which it would be taken. 0: no limit."""
 
+    allowed_origins: tuple[Annotated[str, Field(pattern=r"^(\*|[A-Za-z][A-Za-z0-9+.-]*://[^/\s]+)$")], ...] = ()
+    """Web pages that may ask from a browser besides the server's own, as in https://chat.example:8443, or `*` for all.
+    They get CORS headers and answers to preflights. Without keys a page from anywhere else is answered 403."""
+
+    allowed_hosts: tuple[str, ...] = ()
+    """Names, without a port, by which the server may be asked besides localhost, 127.0.0.0/8 and ::1; `*` for all.
+    Looked at without keys only, where `http.host` is loopback or this is set: else a web page whose name is made to
+    mean 127.0.0.1 could ask. Another name is answered 403."""
+
     insecure: bool = False
     """Allow a bind beyond loopback without keys; `gangway serve --insecure` sets it."""
 
@@ -245,13 +255,20 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _exposed_only_in_so_many_words(self) -> Self:
-        loopback = self.http.host in {"127.0.0.1", "::1", "localhost"}
-        if not loopback and self.security.api_keys_file is None and not self.security.insecure:
+        if not is_loopback(self.http.host) and self.security.api_keys_file is None and not self.security.insecure:
             raise ValueError(
                 f"http.host {self.http.host} is reachable from outside: set security.api_keys_file, "
                 "or say --insecure (security.insecure=true) to go without keys"
             )
         return self
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine to itself: localhost, 127.0.0.0/8 or ::1."""
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def load_config(source: Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:

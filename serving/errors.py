@@ -29,6 +29,10 @@ class Unauthorized(CallerError):
     """The bearer key is missing or unknown."""
 
 
+class Forbidden(CallerError):
+    """Somebody else's web page asks, or the server is asked by a name that is not its own."""
+
+
 class BodyTooLarge(CallerError):
     """The request body is over the limit."""
 

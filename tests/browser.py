@@ -17,10 +17,10 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromi
 
 
 @contextmanager
-def chromium() -> Iterator[Browser]:
-    """A browser of this test's own."""
+def chromium(*arguments: str) -> Iterator[Browser]:
+    """A browser of this test's own, with command-line arguments of its own."""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *arguments])
         yield browser
         browser.close()
 

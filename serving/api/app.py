@@ -16,6 +16,7 @@ from serving.api.limits import KeyLimits
 from serving.api.metrics import Metrics
 from serving.api.openai import OpenAI
 from serving.api.openapi import document
+from serving.api.origins import CrossOrigin, Origins, StrangerGuard, own_names
 from serving.api.predict import Predict
 from serving.api.prepare import Preparer
 from serving.api.static import static_routes
@@ -25,9 +26,10 @@ from serving.config import Config
 from serving.gateway.service import Service
 
 
-def create_app(service: Service, config: Config, ip: str = "127.0.0.1") -> Starlette:
+def create_app(service: Service, config: Config, ip: str = "127.0.0.1", host: str | None = None) -> Starlette:
     """The application over a service, which the caller starts and stops. `ip`: of the node that it runs on.
 
+    `host`: where it is reached; as configured unless told otherwise.
     Raises `ConfigError` when `security.api_keys_file` cannot be read, `OperatorError` when a package is missing.
     """
     preparer = Preparer(config, service.tokenizer)
@@ -51,7 +53,13 @@ def create_app(service: Service, config: Config, ip: str = "127.0.0.1") -> Starl
     if config.observe.otlp_endpoint is not None:
         middleware.insert(0, trace_to(config.observe.otlp_endpoint, service))
     security = config.security
-    if security.api_keys_file is not None:
+    origins = Origins(security.allowed_origins)
+    if origins:
+        middleware.insert(0, Middleware(CrossOrigin, origins=origins))
+    if security.api_keys_file is None:
+        names = own_names(host or config.http.host, security.allowed_hosts)
+        middleware.append(Middleware(StrangerGuard, names=names, origins=origins))
+    else:
         middleware.append(Middleware(KeyGuard, keys=KeyFile(security.api_keys_file), limits=KeyLimits(security)))
     return Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: hand_on})
 

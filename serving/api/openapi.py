@@ -39,6 +39,7 @@ _ANSWERS: tuple[type[msgspec.Struct], ...] = (
 _ERRORS = {
     400: "The request is wrong; `param` names the field.",
     401: "The bearer key is missing or unknown.",
+    403: "Without keys: a foreign Host or Origin.",
     404: "No such model.",
     408: "The body came too slowly, or `timeout_s` passed while the request waited.",
     413: "The body is too large.",

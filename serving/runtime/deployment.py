@@ -10,6 +10,7 @@ from typing import Any
 import ray
 from ray import serve
 from ray._common.network_utils import get_localhost_ip
+from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus
 from starlette.types import ASGIApp
 
@@ -35,12 +36,13 @@ class Gateway:
         if supervised:
             ensure_supervisor(self._config, serve.get_replica_context().app_name)
         tokenizer = Tokenizer(self._config.model)
+        self._host = _serves_own_host() if supervised else self._config.http.host
         self._service = Service(self._config, tokenizer, RegistryGroupView(self._config.name))
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Called by Serve in the replica's event loop, once, before the first request."""
         await self._service.start()
-        return create_app(self._service, self._config, ray.util.get_node_ip_address())
+        return create_app(self._service, self._config, ray.util.get_node_ip_address(), self._host)
 
     async def __del__(self) -> None:
         """Called by Serve in the same loop when the replica is told to stop and its requests have ended."""
@@ -96,6 +98,11 @@ def start_serve(config: Config) -> None:
         http_options={"host": host, "port": config.http.port},
         logging_config={"enable_access_log": False},
     )
+
+
+def _serves_own_host() -> str:
+    """Where Serve listens, whatever the configuration says: under `serve run` it was started by somebody else."""
+    return str(_get_global_client().http_config.host)
 
 
 def application_status(name: str) -> ApplicationStatus | None:

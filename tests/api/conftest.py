@@ -36,7 +36,7 @@ async def serving(
     await service.start()
     await until(lambda: service.ready)
     transport = httpx.ASGITransport(create_app(service, config))
-    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         yield client, service
     await service.stop()
 

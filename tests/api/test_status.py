@@ -67,7 +67,7 @@ async def test_before_the_first_generation_requests_are_503_and_health_is_200(gr
     service = Service(make_config(), demo_tokenizer(), group)
     await service.start()
     transport = httpx.ASGITransport(create_app(service, make_config()))
-    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         assert (await client.get("/healthz")).status_code == 200
         response = await client.post("/predict", json={"inputs": "x"})
         assert response.status_code == 503
