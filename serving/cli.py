@@ -18,6 +18,7 @@ from typer.exceptions import TyperException
 from serving.addresses import reason, shown_in
 from serving.config import Config, dump_config, load_config
 from serving.errors import ConfigError, GangwayError, OperatorError
+from serving.generation_config import describe_defaults
 from serving.logs import show_uncaught
 from serving.runtime.signals import clear_up_on_sigterm, stop_on_signals
 
@@ -99,7 +100,7 @@ def serve(
     flags = {"observe.log_json=true": log_json, "security.insecure=true": insecure}
     settings = load_config(config, [*overrides, *(override for override, given in flags.items() if given)])
     if print_config:
-        typer.echo(dump_config(settings), nl=False)
+        typer.echo(dump_config(settings) + describe_defaults(settings.model), nl=False)
         return
     from serving.api.tracing import require_opentelemetry
     from serving.runtime import preflight

@@ -91,6 +91,18 @@ def test_the_whole_configuration_can_be_printed_and_read_back(config: Path, tmp_
     assert load_config(printed) == load_config(config, ["http.port=8123"])
 
 
+def test_what_stands_in_where_a_request_is_silent_is_printed_with_the_configuration(config: Path) -> None:
+    folder = load_config(config).model.path
+    (folder / "generation_config.json").write_text('{"temperature": 0.6, "top_k": 20, "max_new_tokens": 512}')
+    done = gangway("serve", config, "--print-config")
+    assert done.returncode == 0
+    assert "generation_config: auto" in done.stdout
+    assert done.stdout.endswith("has temperature 0.6, top_k 20, max_tokens 512\n")
+    (folder / "generation_config.json").write_text('{"temperature": "hot"}')
+    told = one_sentence(gangway("serve", config, "--print-config"), 1)
+    assert "generation_config.json: temperature: Input should be a valid number" in told
+
+
 def test_going_without_keys_beyond_loopback_is_said_in_so_many_words(config: Path) -> None:
     done = gangway("serve", config, "--set", "http.host=0.0.0.0", "--insecure", "--print-config")
     assert done.returncode == 0, done

@@ -33,7 +33,7 @@ def create_app(service: Service, config: Config, ip: str = "127.0.0.1", host: st
     Raises `ConfigError` when `security.api_keys_file` cannot be read, `OperatorError` when a package is missing.
     """
     preparer = Preparer(config, service.tokenizer)
-    openai, pages = OpenAI(service, preparer, config), StatusPages(service, config, ip)
+    openai, pages = OpenAI(service, preparer, config), StatusPages(service, config, preparer.defaults, ip)
     metrics = Metrics(service)
     routes = [
         Route("/predict", Predict(service, preparer, config).predict, methods=["POST"]),

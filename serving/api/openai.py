@@ -34,7 +34,7 @@ from serving.gateway.generation import Choice, Generation, GenerationRequest, Pi
 from serving.gateway.service import Service
 
 _DEFAULT_COMPLETION_TOKENS = 16
-"""OpenAI's default for completions; a chat's answer may take all that fits."""
+"""OpenAI's default for completions, and vLLM's whatever the model says; a chat's answer may take all that fits."""
 
 _SoFar = Usage | msgspec.UnsetType | None
 """Of a stream, in one event."""
@@ -91,7 +91,7 @@ class OpenAI:
             "chatcmpl",
             [Source(body.messages, "messages")],
             body,
-            length=_chat_length(body),
+            length=_chat_length(body, self._preparer.defaults.max_tokens),
             logprobs=_chat_logprobs(body),
             stream=bool(body.stream),
             caller=caller(request),
@@ -190,12 +190,12 @@ def _usage(generation: Generation) -> Usage:
     return usage(generation.choices, generation.request.n)
 
 
-def _chat_length(body: ChatRequest) -> Length:
+def _chat_length(body: ChatRequest, default: int | None) -> Length:
     if body.max_completion_tokens is None:
-        return Length(body.max_tokens, None, "max_tokens")
+        return Length(body.max_tokens, default, "max_tokens")
     if body.max_tokens not in {None, body.max_completion_tokens}:
         raise parse.param_error("max_completion_tokens", f"contradicts max_tokens={body.max_tokens}")
-    return Length(body.max_completion_tokens, None, "max_completion_tokens")
+    return Length(body.max_completion_tokens, default, "max_completion_tokens")
 
 
 def _chat_logprobs(body: ChatRequest) -> int:

@@ -35,11 +35,12 @@ class Predict:
         body = await parse.read(request, PredictRequest, self._http)
         self._service.check_admission()
         parameters = body.parameters or PredictParameters()
+        default = self._preparer.defaults.max_tokens or _DEFAULT_MAX_TOKENS
         prepared = await self._preparer.request(
             "predict",
             self._sources(body),
             parameters,
-            length=Length(parameters.max_tokens, _DEFAULT_MAX_TOKENS, "parameters.max_tokens"),
+            length=Length(parameters.max_tokens, default, "parameters.max_tokens"),
             logprobs=-1 if parameters.logprobs is None else parameters.logprobs,
             stream=bool(body.stream),
             caller=caller(request),

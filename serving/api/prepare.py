@@ -9,6 +9,7 @@ from serving.api.parse import given, param_error
 from serving.api.schema import ChatMessage, EmbeddingRequest, SamplingFields
 from serving.config import Config
 from serving.errors import NotFound
+from serving.gateway.defaults import Defaults, read_defaults
 from serving.gateway.generation import GenerationRequest, Prompt
 from serving.gateway.tokenizer import Tokenizer
 from serving.logs import request_id
@@ -60,6 +61,7 @@ class Preparer:
         self._tokenizer = tokenizer
         self._model = config.model
         self._max_inputs = config.http.max_inputs
+        self.defaults = read_defaults(config.model, tokenizer)
 
     def check_model(self, name: str | None) -> None:
         """Raise `NotFound` unless `name` is the served model or left out."""
@@ -99,7 +101,7 @@ class Preparer:
         return GenerationRequest(
             id=id_,
             prompts=prompts,
-            sampling=_sampling(fields, logprobs),
+            sampling=_sampling(fields, logprobs, self.defaults),
             seed=None if fields.seed is None else fields.seed & _SEED_MASK,
             n=n,
             stop=_stops(fields),
@@ -202,12 +204,15 @@ def _stops(fields: SamplingFields) -> tuple[str, ...]:
     return (fields.stop,) if isinstance(fields.stop, str) else tuple(fields.stop)
 
 
-def _sampling(fields: SamplingFields, logprobs: int) -> Sampling:
+def _sampling(fields: SamplingFields, logprobs: int, defaults: Defaults) -> Sampling:
     """What the engine needs; seed and max_tokens are set for each sequence later."""
-    named = ("min_tokens", "temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty")
-    values = given(
+    named = ("min_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty")
+    values = dict(defaults.sampling) | given(
         **{name: getattr(fields, name) for name in (*named, "frequency_penalty", "ignore_eos")},
         logit_bias=fields.logit_bias and {int(token): bias for token, bias in fields.logit_bias.items()},
         stop_token_ids=fields.stop_token_ids and tuple(fields.stop_token_ids),
     )
-    return Sampling(seed=0, max_tokens=1, top_k=max(0, fields.top_k or 0), logprobs=logprobs, **values)
+    values["top_k"] = max(0, values.get("top_k", 0))
+    if defaults.unnamed_ends and not fields.ignore_eos:
+        values["stop_token_ids"] = (*values.get("stop_token_ids", ()), *defaults.unnamed_ends)
+    return Sampling(seed=0, max_tokens=1, logprobs=logprobs, **values)

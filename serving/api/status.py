@@ -13,6 +13,7 @@ from starlette.responses import Response
 from serving.api.answers import EngineCounters, GatewayPlace, Health, KvUse, Queue, Status, Suspect
 from serving.api.responses import json_response
 from serving.config import Config
+from serving.gateway.defaults import Defaults
 from serving.gateway.journal import Entry, State
 from serving.gateway.service import Service
 
@@ -20,11 +21,14 @@ from serving.gateway.service import Service
 class StatusPages:
     """The endpoints."""
 
-    def __init__(self, service: Service, config: Config, ip: str) -> None:
+    def __init__(self, service: Service, config: Config, defaults: Defaults, ip: str) -> None:
         """`ip`: of the node that this runs on."""
         self._service = service
         self._gateway = GatewayPlace(ip=ip, pid=os.getpid())
         self._config = config
+        lengths = {} if defaults.max_tokens is None else {"max_tokens": defaults.max_tokens}
+        self._sampling_defaults = {**defaults.sampling, **lengths}
+        self._end_tokens = sorted(defaults.ends)
 
     async def healthz(self, _request: Request) -> Response:
         """200 while this process serves, whatever the group does."""
@@ -57,6 +61,8 @@ class StatusPages:
             generation=snapshot.generation if snapshot else 0,
             ranks=snapshot.ranks if snapshot else [],
             gateway=self._gateway,
+            sampling_defaults=self._sampling_defaults,
+            end_tokens=self._end_tokens,
             queue=self._queue(),
             kv=KvUse(blocks_used=stats.kv_blocks_used, blocks_total=stats.kv_blocks_total),
             engine=msgspec.convert(stats, EngineCounters, from_attributes=True),

@@ -14,15 +14,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
 
 from serving.errors import ModelError
+from serving.model_files import read_json, shown
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000
-MAX_JSON_BYTES = 100_000_000
-"""Indexes of the largest models have some MB."""
 MAX_DIMENSIONS = 32
-MAX_SHOWN = 200
-"""Characters of a value that a sentence quotes."""
 FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 """Formats that weights may be stored in, and their bytes; others are quantised ones, which are not supported."""
 
@@ -79,30 +76,6 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     for file in files:
         tensors |= _read_header(file)
     return Checkpoint(folder, files, tensors)
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object; `ModelError` naming the file otherwise."""
-    try:
-        if not file.exists():
-            raise ModelError(f"{file}: no such file")
-        if not file.is_file() or (size := file.stat().st_size) > MAX_JSON_BYTES:
-            raise ModelError(f"{file}: cannot be read as JSON: not a file of at most {MAX_JSON_BYTES} bytes")
-        with file.open("rb") as stream:
-            content = json.loads(stream.read(size).decode())
-    except (OSError, ValueError, RecursionError, MemoryError) as error:
-        raise ModelError(f"{file}: cannot be read as JSON: {shown(error)}") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{file}: expected a JSON object, found {type(content).__name__}")
-    return content
-
-
-def shown(value: object) -> str:
-    """What a file says, or what is said of it, as a part of a sentence: one line of printable characters, not long."""
-    text = (str(value) or repr(value)).strip().partition("\n")[0]
-    if not text.isprintable():
-        text = ascii(text)
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
 
 
 def _files(folder: Path) -> tuple[Path, ...]:

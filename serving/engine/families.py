@@ -13,8 +13,9 @@ from typing import Any
 from transformers import AutoConfig
 
 from serving.config import ModelConfig
-from serving.engine.checkpoint import read_json
 from serving.errors import ModelError
+from serving.generation_config import end_tokens
+from serving.model_files import read_json
 
 FIXED_ROPE = {"default", "linear", "llama3", "yarn", "proportional"}
 """Rotary scalings whose frequencies do not depend on the batch."""
@@ -143,13 +144,15 @@ def kv_replicas(hf: Any, family: Family, world: int) -> int:
 
 
 def eos_token_ids(folder: Path, hf: Any) -> frozenset[int]:
-    """Tokens that end an answer: those of generation_config.json, else those of config.json."""
-    file = folder / "generation_config.json"
-    ids = read_json(file).get("eos_token_id") if file.is_file() else None
-    ids = getattr(hf, "eos_token_id", None) if ids is None else ids
-    if ids is None:
-        return frozenset()
-    return frozenset(ids) if isinstance(ids, list) else frozenset({ids})
+    """Tokens that end an answer: all that the model's files name, else the family's own.
+
+    The gateway adds the tokenizer's, which is not read here.
+    """
+    named = end_tokens(folder)
+    if named:
+        return named
+    own = getattr(hf, "eos_token_id", None)
+    return frozenset() if own is None else frozenset(own if isinstance(own, list) else [own])
 
 
 def _parse(folder: Path) -> Any:

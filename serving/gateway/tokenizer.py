@@ -15,6 +15,7 @@ from serving.errors import InvalidRequest, ModelError
 from serving.gateway.chat_template import render_chat
 from serving.gateway.detokenizer import ByteDetokenizer, Detokenizer, Pieces, WindowDetokenizer, byte_level_alphabet
 from serving.messages import TokenId
+from serving.model_files import read_json, shown
 
 _CHARS_PER_TOKEN = 32
 """No prompt of more characters than that per token of `max_model_len` is tokenized at all."""
@@ -46,6 +47,12 @@ class Tokenizer:
         self._alphabet = byte_level_alphabet()
         self._bytes: dict[tuple[TokenId, bool], bytes] = {}
         self._pieces = None if _is_byte_level(self._hf) else self._read_pieces()
+
+    @property
+    def end_token(self) -> TokenId | None:
+        """The tokenizer's own, which ends an answer whatever the configuration names."""
+        token: TokenId | None = self._hf.eos_token_id
+        return token if token is not None and token < self.vocab_size else None
 
     @property
     def has_chat_template(self) -> bool:
@@ -131,8 +138,8 @@ def _load(config: ModelConfig) -> Any:
         return AutoTokenizer.from_pretrained(
             config.path, local_files_only=True, trust_remote_code=config.trust_remote_code
         )
-    except (OSError, ValueError, ImportError) as error:
-        raise ModelError(f"model.path {config.path}: no usable tokenizer: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # the tokenizers library has no kinds of errors
+        raise ModelError(f"model.path {config.path}: no usable tokenizer: {shown(error)}") from error
 
 
 def _vocab_size(path: Path) -> int | None:
@@ -140,9 +147,12 @@ def _vocab_size(path: Path) -> int | None:
     file = path / "config.json"
     if not file.is_file():
         return None
-    tree = json.loads(file.read_text(encoding="utf-8"))
-    size = tree.get("vocab_size") or tree.get("text_config", {}).get("vocab_size")
-    return int(size) if size else None
+    tree = read_json(file)
+    nested = tree.get("text_config")
+    size = tree.get("vocab_size") or (nested.get("vocab_size") if isinstance(nested, dict) else None)
+    if size is not None and not (type(size) is int and 0 < size < 2**31):
+        raise ModelError(f"{file}: the vocab_size is {shown(size)}")
+    return size
 
 
 def _is_byte_level(tokenizer: Any) -> bool:

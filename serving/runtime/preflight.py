@@ -5,6 +5,7 @@ from pathlib import Path
 from serving.config import Config, SecurityConfig
 from serving.engine.checkpoint import open_checkpoint
 from serving.errors import ConfigError, OperatorError
+from serving.generation_config import end_tokens
 from serving.runtime.haproxy import at
 from serving.runtime.network import free_addresses
 
@@ -35,12 +36,13 @@ def require_keys_for_limits(security: SecurityConfig) -> None:
 
 
 def check_model_files(config: Config, *, all_here: bool) -> None:
-    """See that the model's files are whole. Raises `ModelError`.
+    """See that the model's files are whole and can be read. Raises `ModelError`.
 
     A folder that does not exist is an error only if the ranks run `all_here`; it has to be on their nodes.
     """
     if all_here or config.model.path.exists():
         open_checkpoint(config.model.path)
+        end_tokens(config.model.path)
 
 
 def require_free_port(host: str, port: int) -> None:
