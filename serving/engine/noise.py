@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from serving.engine.blockwise import blockwise
+
 
 def _signed(constant: int) -> int:
     """The int64 with the bits of an unsigned 64-bit constant: torch multiplies int64 with wrap-around."""
@@ -51,8 +53,9 @@ def gumbel(seeds: Sequence[int], positions: Sequence[int], first_id: int, count:
     place = torch.tensor(positions, dtype=torch.int64).to(device, non_blocking=True)
     key = _mix(_mix(seed + _GOLDEN) + place * _GOLDEN)
     ids = torch.arange(first_id, first_id + count, dtype=torch.int64, device=device)
+    steps = (ids + 1) * _GOLDEN
     # Exponential noise from log1p, its logarithm is (minus) the Gumbel noise.
-    return -torch.log(-torch.log1p(-uniform(_mix(key[:, None] + (ids + 1) * _GOLDEN))))
+    return blockwise(lambda keys: -torch.log(-torch.log1p(-uniform(_mix(keys + steps)))), key[:, None])
 
 
 def uniform(bits: Tensor) -> Tensor:

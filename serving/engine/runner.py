@@ -25,6 +25,8 @@ class Runner:
         self._block_size = block_size
         self._mirror = Mirror(block_size)
         self._pools = Pools()
+        self._drawing: dict[int, SamplingRow] = {}
+        """Sequences that have drawn, by handle."""
         self.seconds: defaultdict[str, float] = defaultdict(float)
         """Time spent so far, by phase: forward, sample."""
         self.busy_since: float | None = None
@@ -43,19 +45,27 @@ class Runner:
         began = time.perf_counter()
         self._mirror.apply(plan)
         self._pools.forget((*plan.finished, *plan.preempted))
+        for handle in plan.finished:
+            self._drawing.pop(handle, None)
         rows = self._mirror.rows(plan)
         if not rows:
             return Sampled([], None)
         batch = build_batch(self._mirror, rows, self._block_size, self._model.device)
         self._attention.begin(batch)
         hidden = self._model.hidden_states(batch.input_ids, batch.positions)
-        drawn = [self._mirror.sequences[row.handle] for row in rows if row.samples]
-        logits = self._model.logits(hidden[batch.sampled]) if drawn else None
+        asked = [self._sampling_row(row.handle) for row in rows if row.samples]
+        logits = self._model.logits(hidden[batch.sampled]) if asked else None
         embeddings = self._pools.take(rows, self._mirror.sequences, hidden)
         computed = time.perf_counter()
-        asked = [SamplingRow(s.sampling, s.tokens, s.prompt_len) for s in drawn]
         sampled = Sampled([], None) if logits is None else self._sampler.sample(logits, asked)
         self._mirror.commit(plan, sampled.tokens)
         self.seconds["forward"] += computed - began
         self.seconds["sample"] += time.perf_counter() - computed
         return dataclasses.replace(sampled, embeddings=embeddings) if embeddings else sampled
+
+    def _sampling_row(self, handle: int) -> SamplingRow:
+        """The sequence's, which keeps what the sampler has prepared; its tokens are the mirror's."""
+        if handle not in self._drawing:
+            sequence = self._mirror.sequences[handle]
+            self._drawing[handle] = SamplingRow(sequence.sampling, sequence.tokens, sequence.prompt_len)
+        return self._drawing[handle]

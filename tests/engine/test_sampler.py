@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 
 from serving.engine.collectives import make_collectives
+from serving.engine.cutoffs import CANDIDATES
 from serving.engine.noise import gumbel
-from serving.engine.sampler import CANDIDATES, Sampler, SamplingRow
+from serving.engine.sampler import Sampler, SamplingRow
 from serving.messages import Sampling
 
 VOCAB = 1500
@@ -47,7 +48,11 @@ CASES: dict[str, dict[str, object]] = {
     "plain": {},
     "hot": {"temperature": 1.7},
     "top_k": {"top_k": 5},
-    "top_k over the vocabulary": {"top_k": VOCAB + 9},
+    "top_k of many": {"top_k": 700},
+    "top_k of all but one": {"top_k": VOCAB - 1},
+    "top_k of the vocabulary": {"top_k": VOCAB},
+    "top_k over the vocabulary": {"top_k": 2**31 - 1},
+    "all cut-offs of many": {"top_k": 700, "top_p": 0.95, "min_p": 0.0001, "temperature": 1.9},
     "top_p": {"top_p": 0.6},
     "top_p of nearly everything": {"top_p": 0.999, "temperature": 3.0},
     "min_p": {"min_p": 0.2},
@@ -160,6 +165,23 @@ def test_a_repetition_penalty_near_0_prefers_the_likeliest_of_the_seen() -> None
     logits = torch.full((1, VOCAB), 1.0)
     logits[0, 4], logits[0, 5] = 2.0, 50.0
     assert sampler().sample(logits, asked).tokens == [4]
+
+
+@pytest.mark.parametrize("cuts", [{"top_k": 9, "top_p": 0.5}, {"top_k": 700}, {"top_p": 0.5}, {"min_p": 0.5}])
+def test_a_row_without_numbers_leaves_the_others_alone(cuts: dict[str, float]) -> None:
+    torch.manual_seed(7)
+    asked, logits = rows(cuts, 3), torch.randn(3, VOCAB)  # type: ignore[arg-type]
+    expected = sampler().sample(logits.clone(), asked).tokens
+    logits[1] = float("nan")
+    found = sampler().sample(logits, asked).tokens
+    assert [found[0], found[2]] == [expected[0], expected[2]]
+
+
+def test_no_more_logprobs_are_told_than_there_are_tokens() -> None:
+    sampled = sampler().sample(torch.zeros(1, VOCAB), rows({"logprobs": 2**31}, 1))
+    assert sampled.logprobs is not None
+    assert sampled.logprobs[0] is not None
+    assert len(sampled.logprobs[0].top) == VOCAB
 
 
 def test_equal_logits_give_the_lowest_id() -> None:
