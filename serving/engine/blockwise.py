@@ -13,4 +13,5 @@ def blockwise(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     """`function(*tensors)`, which must treat each row of the tensors, [S, ...] all, by itself and return [S, ...]."""
     if len(tensors[0]) <= ROWS or tensors[0].device.type != "cpu":
         return function(*tensors)
-    return torch.cat([function(*parts) for parts in zip(*(torch.split(tensor, ROWS) for tensor in tensors), strict=True)])
+    parts = zip(*(torch.split(tensor, ROWS) for tensor in tensors), strict=True)
+    return torch.cat([function(*part) for part in parts])
