@@ -1,5 +1,6 @@
 """The demo model's own tokenizer."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,28 @@ async def test_what_a_template_refuses_is_the_callers_error() -> None:
 def test_a_folder_without_a_tokenizer_is_the_operators_error(tmp_path: Path, folder: str) -> None:
     with pytest.raises(ModelError, match=r"tokenizer|no such folder"):
         Tokenizer(ModelConfig(path=tmp_path / folder))
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "told"),
+    [
+        ("config.json", '{"vocab_size": "many"}', "config.json: the vocab_size is many"),
+        ("config.json", '{"vocab_size": -3}', "config.json: the vocab_size is -3"),
+        ("config.json", '{"text_config": {"vocab_size": 1e300}}', "config.json: the vocab_size is 1e+300"),
+        ("config.json", "[" * 100_000, "no usable tokenizer"),
+        ("tokenizer.json", "{}", "no usable tokenizer"),
+        ("tokenizer.json", '{"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}}', "no usable tokenizer"),
+        ("tokenizer_config.json", '{"eos_token": 5}', "no usable tokenizer"),
+    ],
+)
+def test_files_that_are_no_tokenizers_are_a_sentence(tmp_path: Path, file: str, text: str, told: str) -> None:
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(MODEL / name, tmp_path)
+    (tmp_path / file).write_text(text)
+    with pytest.raises(ModelError) as caught:
+        Tokenizer(ModelConfig(path=tmp_path))
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_vocabulary_is_the_models(tokenizer: Tokenizer) -> None:
