@@ -130,6 +130,9 @@ class HttpConfig(Section):
     max_inputs: int = Field(default=64, ge=1)
     """Prompts in one request, times `n`."""
 
+    max_embedding_inputs: int = Field(default=2048, ge=1, le=10_000)
+    """Inputs in one request for embeddings. They wait outside of the queue, of which they never take more than half."""
+
     @field_validator("host", mode="before")
     @classmethod
     def _all_of_ipv6(cls, host: object) -> object:

@@ -1,5 +1,6 @@
 """Checked fields to a request that the service takes: prompts tokenized, defaults filled in, the model's own bounds."""
 
+import asyncio
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,6 +63,7 @@ class Preparer:
         self._model = config.model
         self._max_inputs = config.http.max_inputs
         self.defaults = read_defaults(config.model, tokenizer)
+        self._max_embeddings = config.http.max_embedding_inputs
 
     def check_model(self, name: str | None) -> None:
         """Raise `NotFound` unless `name` is the served model or left out."""
@@ -115,7 +117,9 @@ class Preparer:
         """The request for a vector of each input, or `InvalidRequest` naming the field."""
         id_ = _new_id("embd")
         inputs = sources(fields.input, "input")
-        self._check_count(inputs, 1)
+        if len(inputs) > self._max_embeddings:
+            at_most = f"{len(inputs)} inputs are over this server's limit of {self._max_embeddings}"
+            raise param_error("input", at_most)
         return GenerationRequest(
             id=id_,
             prompts=[Prompt(await self._whole(source), max_tokens=1) for source in inputs],
@@ -141,14 +145,16 @@ class Preparer:
             raise param_error(sources[0].param.partition(".")[0], at_most)
 
     async def _tokens(self, source: Source) -> list[TokenId]:
+        """Others have their turn before each: there may be thousands."""
+        await asyncio.sleep(0)
         content, param = source.content, source.param
         if isinstance(content, str):
             tokens = await self._tokenizer.encode(content, param=param) if content else []
         elif content and isinstance(content[0], ChatMessage):
             tokens = await self._tokenizer.encode_chat(_messages(content, param), param=param)
         else:
-            tokens = [token for token in content if isinstance(token, int)]
-            self._check_vocabulary(tokens, param)
+            tokens = cast("list[TokenId]", content)
+            self._check_vocabulary(tokens[: self._model.max_model_len], param)  # more are refused for their number
         if not tokens:
             raise param_error(param, "must not be empty")
         return tokens

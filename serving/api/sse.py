@@ -83,15 +83,15 @@ class _Wire:
 async def collect(generation: Generation, receive: Receive) -> list[Piece]:
     """Run a generation to its end: one piece per choice."""
     async with generation:
-        return await until_disconnect(receive, _whole(generation))
+        return await until_disconnect(receive, whole(generation))
 
 
-async def _whole(generation: Generation) -> list[Piece]:
-    """The reader of a request that does not stream is woken once, when all of it is there."""
-    whole: dict[int, Piece] = {}
+async def whole(generation: Generation) -> list[Piece]:
+    """All of a request that does not stream: its reader is woken once, when everything is there."""
+    found: dict[int, Piece] = {}
     while pieces := await generation.next():
-        whole.update({choice.index: piece for choice, piece in pieces})
-    return [whole[choice.index] for choice in generation.choices]
+        found.update({choice.index: piece for choice, piece in pieces})
+    return [found[choice.index] for choice in generation.choices]
 
 
 async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
