@@ -27,6 +27,12 @@ _CONTEXT_LOOKED_AT = 256
 """Tokens of the prompt's end among which those are looked for; special ones have no text."""
 _RAW_NAMES = [f"<0x{byte:02X}>" for byte in range(256)]
 """Of the tokens that are one raw byte, where the vocabulary has them."""
+_PIECE_CHARS = 128 * 1024
+"""Longer texts are counted in pieces before they are encoded."""
+_TOKENS_AT_A_CUT = 16
+"""As many more as a text may seem to have because it was cut in two."""
+_CHARS_PER_MESSAGE = 64
+"""As much text as a template's work on a message, about 10 us, stands for."""
 
 
 class Tokenizer:
@@ -64,15 +70,28 @@ class Tokenizer:
 
         Raises `InvalidRequest`, naming `param`, when the text is certainly longer than the model's context.
         """
-        if len(text) > self._max_chars:
+        self._check_length(len(text), param)
+        if len(text) <= _OFF_LOOP_CHARS:
+            return self._encode(text, special)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._encode_long, text, special, param)
+
+    def _encode_long(self, text: str, special: bool, param: str) -> list[TokenId]:
+        """Piece by piece first, if only to count: ids by the million are made, and let go, while no thread goes on."""
+        seen = 0
+        for place, start in enumerate(range(0, len(text), _PIECE_CHARS) if len(text) > _PIECE_CHARS else (), 1):
+            seen += len(self._encode(text[start : start + _PIECE_CHARS], special=False))
+            if seen > self._max_model_len + place * _TOKENS_AT_A_CUT:
+                message = f"the prompt has more than the {self._max_model_len} tokens that this model's context holds"
+                raise InvalidRequest(f"{param}: {message}", param=param, code="context_length_exceeded")
+        return self._encode(text, special)
+
+    def _check_length(self, chars: int, param: str) -> None:
+        if chars > self._max_chars:
             raise InvalidRequest(
-                f"{param}: {len(text)} characters cannot fit the {self._max_model_len} tokens of this model's context",
+                f"{param}: {chars} characters cannot fit the {self._max_model_len} tokens of this model's context",
                 param=param,
                 code="context_length_exceeded",
             )
-        if len(text) <= _OFF_LOOP_CHARS:
-            return self._encode(text, special)
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._encode, text, special)
 
     def _encode(self, text: str, special: bool) -> list[TokenId]:
         ids: list[TokenId] = self._hf.encode(text, add_special_tokens=special)
@@ -81,9 +100,17 @@ class Tokenizer:
     async def encode_chat(self, messages: Sequence[Mapping[str, str]], *, param: str) -> list[TokenId]:
         """Ids of a chat in the model's own template, up to where the assistant's answer begins.
 
-        Raises `InvalidRequest`, naming `param`, when the template refuses it, in the template's words.
+        Raises `InvalidRequest`, naming `param`, when the template refuses it, in the template's words, and before
+        anything is rendered when what the messages say is certainly longer than the model's context.
         """
-        return await self.encode(render_chat(self._hf, messages, param), param=param, special=False)
+        said = sum(len(message["content"]) for message in messages)
+        self._check_length(said, param)
+        if said + _CHARS_PER_MESSAGE * len(messages) <= _OFF_LOOP_CHARS:
+            text = render_chat(self._hf, messages, param)
+        else:
+            loop = asyncio.get_running_loop()
+            text = await loop.run_in_executor(self._thread, render_chat, self._hf, messages, param)
+        return await self.encode(text, param=param, special=False)
 
     def decode(self, ids: Sequence[TokenId]) -> str:
         """Text of all ids but the special ones. Spaces stay as they are, since a stream could not take them back."""

@@ -41,8 +41,8 @@ VALUES = st.recursive(
 NAMES = sorted({name for model in MODELS for name in model.model_fields} | {"role", "content", "text", "\ud800"})
 
 
-async def read(model: type[Fields], chunks: Sequence[bytes], length: str | None = None) -> None:
-    """Read a body; whatever is said of it can be sent, and is short."""
+def request_of(chunks: Sequence[bytes], length: str | None = None) -> Request:
+    """One whose body comes so."""
     coming = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
     messages = iter([*coming, {"type": "http.request", "body": b"", "more_body": False}])
 
@@ -50,9 +50,13 @@ async def read(model: type[Fields], chunks: Sequence[bytes], length: str | None 
         return next(messages)
 
     headers = [] if length is None else [(b"content-length", length.encode("latin-1"))]
-    request = Request({"type": "http", "method": "POST", "headers": headers}, receive)
+    return Request({"type": "http", "method": "POST", "headers": headers}, receive)
+
+
+async def read(model: type[Fields], chunks: Sequence[bytes], length: str | None = None) -> None:
+    """Read a body; whatever is said of it can be sent, and is short."""
     try:
-        await parse.read(request, model, HTTP)
+        await parse.read(request_of(chunks, length), model, HTTP)
     except CallerError as error:
         status, _, answer = translate(error)
         assert status in {400, 413}
