@@ -71,7 +71,10 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     """Read every header of a model folder. Raises `ModelError` naming the file that is missing or broken."""
     if not folder.is_dir():
         raise ModelError(f"{folder}: no such folder; model.path must hold config.json and safetensors files")
-    files = _files(folder)
+    try:
+        files = _files(folder)
+    except OSError as error:
+        raise ModelError(f"{folder}: cannot be read: {error.strerror}") from error
     tensors: dict[str, StoredTensor] = {}
     for file in files:
         tensors |= _read_header(file)
@@ -96,11 +99,11 @@ def _indexed_files(index: Path) -> tuple[Path, ...]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError(f"{index}: has no weight_map")
     names = sorted({str(name) for name in weight_map.values()})
+    present = {file.name for file in index.parent.iterdir() if file.is_file()}
     for name in names:
         if Path(name).name != name:
             raise ModelError(f"{index}: names the file {shown(name)}, which is not in the model's own folder")
-        # What is no text cannot be a file's name, and is not looked for.
-        if not name.isprintable() or not (index.parent / name).is_file():
+        if name not in present:
             raise ModelError(f"{index}: names the file {shown(name)}, which is not there")
     return tuple(index.parent / name for name in names)
 

@@ -5,7 +5,8 @@ experts models are refused as AutoTP leaves their experts whole on each rank.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,16 @@ from typing import Any
 from transformers import AutoConfig
 
 from serving.config import ModelConfig
-from serving.errors import ModelError
+from serving.engine.model_numbers import (
+    MAX_POSITIONS,
+    check_numbers,
+    check_sizes,
+    require_finite,
+    require_size,
+)
+from serving.errors import GangwayError, ModelError
 from serving.generation_config import end_tokens
-from serving.model_files import read_json
+from serving.model_files import read_json, shown
 
 FIXED_ROPE = {"default", "linear", "llama3", "yarn", "proportional"}
 """Rotary scalings whose frequencies do not depend on the batch."""
@@ -51,6 +59,9 @@ class Family:
     learned_positions: bool = False
     """Positions are looked up in a table, which ends."""
 
+    partial_rotary: bool = False
+    """The code can rotate a part of each head and leave the rest (`partial_rotary_factor`)."""
+
 
 def _when(attribute: str, words: str) -> Callable[[Any], str | None]:
     return lambda config: words if getattr(config, attribute, None) else None
@@ -80,23 +91,23 @@ FAMILIES: dict[str, Family] = {
         heads=("lm_head", "language_model.lm_head"), prefixes=("language_model.model.", "model.language_model.")
     ),
     "opt": Family(learned_positions=True),
-    "gpt_neox": Family(heads=("lm_head", "embed_out"), fused_qkv="query_key_value"),
+    "gpt_neox": Family(heads=("lm_head", "embed_out"), fused_qkv="query_key_value", partial_rotary=True),
     "falcon": Family(
         refuse=_when("alibi", "with alibi positions"), kv_heads=_falcon_kv_heads, fused_qkv="query_key_value"
     ),
-    "glm": Family(),
-    "glm4": Family(),
+    "glm": Family(partial_rotary=True),
+    "glm4": Family(partial_rotary=True),
     "granite": Family(logit_multiplier=lambda config: 1.0 / config.logits_scaling),
-    "phi3": Family(refuse=_phi3_variant, fused_qkv="qkv_proj"),
+    "phi3": Family(refuse=_phi3_variant, fused_qkv="qkv_proj", partial_rotary=True),
     "starcoder2": Family(),
-    "stablelm": Family(refuse=_when("qk_layernorm", "with a norm of its own for each head")),
+    "stablelm": Family(refuse=_when("qk_layernorm", "with a norm of its own for each head"), partial_rotary=True),
     "olmo": Family(),
     "cohere": Family(
         refuse=_when("use_qk_norm", "with norms over queries and keys"),
         logit_multiplier=lambda config: config.logit_scale,
     ),
-    "phi": Family(head_bias=True),
-    "nemotron": Family(),
+    "phi": Family(head_bias=True, partial_rotary=True),
+    "nemotron": Family(partial_rotary=True),
 }
 
 
@@ -113,11 +124,19 @@ def read_config(config: ModelConfig) -> tuple[Any, Family]:
         raise ModelError(f"{file}: has no model_type")
     if model_type not in FAMILIES:
         raise ModelError(
-            f"{file}: the model type {model_type} is not supported; these are: {', '.join(sorted(FAMILIES))}"
+            f"{file}: the model type {shown(model_type)} is not supported; these are: {', '.join(sorted(FAMILIES))}"
         )
-    hf = _parse(folder)
+    if "quantization_config" in raw:  # before Hugging Face looks for a library that could read it
+        raise ModelError(f"{file}: the model is quantised (quantization_config), which is not supported")
+    check_numbers(file, raw)
     family = FAMILIES[model_type]
-    _refuse_variants(file, hf, family, config.max_model_len)
+    with hugging_face(folder):
+        hf = _parse(folder)
+        check_sizes(file, hf)
+        require_size(file, "the number of KV heads", family.kv_heads(hf))
+        require_size(file, "the width of all heads", head_dim(hf) * hf.num_attention_heads)
+        require_finite(file, "the factor of the logits", family.logit_multiplier(hf))
+        _refuse_variants(file, hf, family, config.max_model_len)
     return hf, family
 
 
@@ -155,18 +174,26 @@ def eos_token_ids(folder: Path, hf: Any) -> frozenset[int]:
     return frozenset() if own is None else frozenset(own if isinstance(own, list) else [own])
 
 
+@contextmanager
+def hugging_face(folder: Path) -> Iterator[None]:
+    """Whatever its code raises of a model's configuration, as one sentence: its validators raise their own kinds."""
+    try:
+        yield
+    except GangwayError:
+        raise
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+        raise ModelError(f"{folder / 'config.json'}: Hugging Face cannot read it: {shown(said)}") from error
+
+
 def _parse(folder: Path) -> Any:
     """The text model's configuration, as Hugging Face reads it."""
-    try:
-        hf = AutoConfig.from_pretrained(os.fspath(folder), trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # Hugging Face's validators raise their own kinds.
-        first_line = (str(error) or repr(error)).splitlines()[0]
-        raise ModelError(f"{folder / 'config.json'}: Hugging Face cannot read it: {first_line}") from error
+    hf = AutoConfig.from_pretrained(os.fspath(folder), trust_remote_code=False, local_files_only=True)
     return hf.get_text_config()
 
 
 def _refuse_variants(file: Path, hf: Any, family: Family, max_model_len: int) -> None:
-    if getattr(hf, "quantization_config", None) is not None or "quantization_config" in read_json(file):
+    if getattr(hf, "quantization_config", None) is not None:
         raise ModelError(f"{file}: the model is quantised (quantization_config), which is not supported")
     if getattr(hf, "use_bidirectional_attention", None):
         raise ModelError(
@@ -181,6 +208,7 @@ def _refuse_variants(file: Path, hf: Any, family: Family, max_model_len: int) ->
             f"but model.max_model_len is {max_model_len}"
         )
     for rope in _ropes(hf):
+        _refuse_part(file, hf, family, rope)
         _refuse_rope(file, hf, rope, max_model_len)
 
 
@@ -191,9 +219,22 @@ def _ropes(hf: Any) -> list[dict[str, Any]]:
     return nested or ([parameters] if parameters else [])
 
 
+def _refuse_part(file: Path, hf: Any, family: Family, rope: dict[str, Any]) -> None:
+    """Elsewhere Hugging Face's code expects as many angles as a head is wide, and the kernels no more than that."""
+    part = rope.get("partial_rotary_factor")
+    if part is None:
+        return
+    if not 0 < require_finite(file, "partial_rotary_factor", part) <= 1:
+        raise ModelError(f"{file}: partial_rotary_factor must be above 0 and at most 1, it is {part}")
+    if part != 1 and not family.partial_rotary and rope.get("rope_type") != "proportional":
+        raise ModelError(
+            f"{file}: {hf.model_type} that rotates a part of each head (partial_rotary_factor {part}) is not supported"
+        )
+
+
 def _refuse_rope(file: Path, hf: Any, rope: dict[str, Any], max_model_len: int) -> None:
     """Frequencies that grow with the longest position of a batch would change an answer with its neighbours."""
-    kind = rope.get("rope_type", "default")
+    kind = str(rope.get("rope_type", "default"))
     if kind in FIXED_ROPE:
         return
     limit = {
@@ -201,7 +242,8 @@ def _refuse_rope(file: Path, hf: Any, rope: dict[str, Any], max_model_len: int) 
         "longrope": rope.get("original_max_position_embeddings") or hf.max_position_embeddings,
     }.get(kind)
     if limit is None:
-        raise ModelError(f"{file}: rotary positions of type {kind} are not supported")
+        raise ModelError(f"{file}: rotary positions of type {shown(kind)} are not supported")
+    require_size(file, "original_max_position_embeddings", limit, MAX_POSITIONS)
     if max_model_len > limit:
         raise ModelError(
             f"{file}: {kind} rotary positions change beyond {limit} tokens with whatever else is in the batch; "

@@ -75,7 +75,7 @@ def load_model(
     dtype = getattr(torch, config.dtype)
     checkpoint = open_checkpoint(config.path)
     hf, family = read_config(config)
-    skeleton = build_skeleton(hf, family, kv_replicas(hf, family, collectives.world), dtype)
+    skeleton = build_skeleton(config.path, hf, family, kv_replicas(hf, family, collectives.world), dtype)
     assembly = Assembly(skeleton, checkpoint, collectives, dtype)
     head = assembly.split_vocabulary()
     layers = _apply_autotp(skeleton.base, collectives.world, dtype) if collectives.world > 1 else {}
@@ -85,7 +85,10 @@ def load_model(
         shares = even_out(shares, shapes, collectives, device)
     model, plan = assembly.finish(head, shares), assembly.plan
     if prepare is not None:
-        prepare(model, plan)
+        try:
+            prepare(model, plan)
+        except ValueError as error:
+            raise ModelError(f"{config.path}: the kernels cannot compute it: {error}") from error
     cache = None
     if config.shard_cache is not None:
         key = shard_key(checkpoint, dtype, collectives.world, collectives.rank, plan)

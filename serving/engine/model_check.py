@@ -4,7 +4,7 @@ import torch
 
 from serving.config import ModelConfig
 from serving.engine.checkpoint import open_checkpoint
-from serving.engine.families import kv_replicas, read_config
+from serving.engine.families import eos_token_ids, kv_replicas, read_config
 from serving.engine.skeleton import build_skeleton
 
 
@@ -13,4 +13,5 @@ def check_model(config: ModelConfig, tensor_parallel_size: int) -> None:
     checkpoint = open_checkpoint(config.path)
     hf, family = read_config(config)
     kv_replicas(hf, family, tensor_parallel_size)
-    build_skeleton(hf, family, 1, getattr(torch, config.dtype)).check(checkpoint)
+    eos_token_ids(config.path, hf)
+    build_skeleton(config.path, hf, family, 1, getattr(torch, config.dtype)).check(checkpoint)

@@ -5,7 +5,10 @@ checkpoint each row of such a widened layer repeats. The output head is not part
 """
 
 import copy
+import inspect
+import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +17,8 @@ from transformers import AutoModel
 
 from serving.engine.attend import ATTENTION
 from serving.engine.checkpoint import Checkpoint, StoredTensor
-from serving.engine.families import Family, head_dim
+from serving.engine.families import Family, head_dim, hugging_face
+from serving.errors import ModelError
 
 
 class Skeleton:
@@ -67,8 +71,48 @@ class Skeleton:
         return tuple(weight.shape) if rows is None else (int(rows.max()) + 1, *weight.shape[1:])
 
 
-def build_skeleton(hf: Any, family: Family, replicas: int, dtype: torch.dtype) -> Skeleton:
-    """The decoder of configuration `hf`, with every KV head `replicas` times."""
+def build_skeleton(folder: Path, hf: Any, family: Family, replicas: int, dtype: torch.dtype) -> Skeleton:
+    """The decoder of `folder`'s configuration `hf`, with every KV head `replicas` times.
+
+    Raises `ModelError` where Hugging Face cannot make it, or makes rotations or scales that cannot be computed with.
+    """
+    with hugging_face(folder):
+        skeleton = _build(hf, family, replicas, dtype)
+        _check_rotations(folder, skeleton)
+        _check_scales(folder, skeleton.base)
+    return skeleton
+
+
+def _check_rotations(folder: Path, skeleton: Skeleton) -> None:
+    """As many angles as the attention's code and the kernels expect, whatever the configuration calls them."""
+    config, dim = skeleton.base.config, head_dim(skeleton.base.config)
+    original = getattr(skeleton.base, "rotary_emb", None)
+    if original is None:
+        return
+    rotary = type(original)(config)
+    by_type = "layer_type" in inspect.signature(rotary.forward).parameters
+    for kind in [(name,) for name in dict.fromkeys(config.layer_types)] if by_type else [()]:
+        cos, _ = rotary(torch.zeros(1, 1, 1), torch.ones(1, 1, dtype=torch.int64), *kind)
+        width = int(cos.shape[-1])
+        if width > dim or not width or (width < dim and not skeleton.family.partial_rotary) or not cos.isfinite().all():
+            raise ModelError(
+                f"{folder / 'config.json'}: its rotary positions are for {width} of a head's {dim} elements, "
+                f"with which {config.model_type} cannot be computed"
+            )
+
+
+def _check_scales(folder: Path, base: Any) -> None:
+    for module in base.modules():
+        for name in ("scaling", "softmax_scale", "eps", "variance_epsilon"):
+            if (value := getattr(module, name, None)) is not None and not _is_finite(value):
+                raise ModelError(f"{folder / 'config.json'}: {name} would be {value}")
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _build(hf: Any, family: Family, replicas: int, dtype: torch.dtype) -> Skeleton:
     kv_heads = family.kv_heads(hf) * replicas
     hf = copy.deepcopy(hf)
     is_falcon = hf.model_type == "falcon"

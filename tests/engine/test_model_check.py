@@ -145,6 +145,114 @@ def test_more_ranks_than_heads_are_refused(llama: Path) -> None:
         check(llama, world=7)
 
 
+DEEP = "[" * 100_000
+HEADERS: dict[str, str] = {
+    "nested without end": '{"a":' + DEEP,
+    "of no object": "[1, 2]",
+    "with a tensor that is none": '{"a": 5}',
+    "with a shape of no list": '{"a": {"dtype": "I8", "shape": 5, "data_offsets": [0, 0]}}',
+    "with sizes beyond any number": '{"a": {"dtype": "F32", "shape": [1e999], "data_offsets": [0, 1e999]}}',
+    "with sizes of many digits": '{"a": {"dtype": "F32", "shape": [%s], "data_offsets": [0, 4]}}' % ("9" * 5000),
+    "with many dimensions": '{"a": {"dtype": "F32", "shape": [%s1], "data_offsets": [0, 4]}}'
+    % ("4611686018427387904," * 999),
+    "with sizes below zero": '{"a": {"dtype": "F32", "shape": [-1, -1], "data_offsets": [0, 4]}}',
+    "with half a tensor": '{"a": {"dtype": "F32", "shape": [0.5], "data_offsets": [0, 2]}}',
+    "with an end before its beginning": '{"a": {"dtype": "I8", "shape": [1], "data_offsets": [1, 0]}}',
+    "with a gap": '{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}',
+    "with tensors over each other": (
+        '{"a": {"dtype": "I8", "shape": [4], "data_offsets": [0, 4]},'
+        ' "b": {"dtype": "I8", "shape": [2], "data_offsets": [1, 3]}}'
+    ),
+    "with a name over two lines": '{"a\\nb": {"dtype": "I8", "shape": [0], "data_offsets": [0, 0]}}',
+    "with half a character": '{"\\ud800": {"dtype": "I8", "shape": [0], "data_offsets": [0, 0]}}',
+}
+
+
+@pytest.mark.parametrize("what", HEADERS)
+def test_a_hostile_header_is_refused_in_a_sentence(what: str, model: Path) -> None:
+    text = HEADERS[what].encode()
+    first_file(model).write_bytes(len(text).to_bytes(8, "little") + text + bytes(8))
+    with pytest.raises(ModelError, match=r"model-0.*: its safetensors header is broken: ") as caught:
+        check(model)
+    assert len(str(caught.value)) < len(str(model)) + 300
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('{"weight_map": ' + DEEP, r"index\.json: cannot be read as JSON"),
+        ('{"weight_map": {"a": 1' + "0" * 5000 + "}}", r"index\.json: cannot be read as JSON"),
+        ('{"weight_map": {"a": "\\ud800"}}', r"which is not there"),
+        ('{"weight_map": {"a": "x\\u0000y"}}', r"which is not there"),
+        ('{"weight_map": {"a": "%s"}}' % ("x" * 5000), r"which is not there"),
+        ('{"weight_map": [1]}', r"has no weight_map"),
+    ],
+)
+def test_a_hostile_index_is_refused_in_a_sentence(text: str, sentence: str, model: Path) -> None:
+    (model / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(ModelError, match=sentence) as caught:
+        check(model)
+    assert len(str(caught.value)) < 2 * len(str(model)) + 300
+
+
+LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
+HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
+    "no layers": ({"num_hidden_layers": 0}, "num_hidden_layers must be a whole number from 1"),
+    "layers without end": ({"num_hidden_layers": 10**9}, "num_hidden_layers must be a whole number from 1"),
+    "a hidden size of no memory": ({"hidden_size": 6 * 10**17}, "hidden_size must be a whole number"),
+    "no heads": ({"num_attention_heads": 0}, "config.json: "),
+    "heads below zero": ({"num_key_value_heads": -3}, "num_key_value_heads must be a whole number"),
+    "more heads than elements": ({"num_attention_heads": 97, "num_key_value_heads": 97}, "config.json: "),
+    "heads of no memory": ({"head_dim": 2**40}, "head_dim must be a whole number"),
+    "a number of many bits": ({"intermediate_size": 2**70}, "intermediate_size is 1180591620717411303424, with which"),
+    "an infinite eps": ({"rms_norm_eps": float("inf")}, "rms_norm_eps is inf, with which nothing can be computed"),
+    "an eps that is no number": ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan, with which"),
+    "an eps beyond float32": ({"rms_norm_eps": 1e300}, "rms_norm_eps is 1e.300, with which"),
+    "rotary parameters that are none": ({"rope_parameters": [1]}, "config.json: "),
+    "a rotary type that is none": ({"rope_parameters": {"rope_type": ["linear"], "rope_theta": 1e4}}, "config.json: "),
+    "a rotary base of zero": ({"rope_parameters": {"rope_type": "default", "rope_theta": 0.0}}, "config.json: "),
+    "ends that are words": ({"eos_token_id": ["</s>"]}, "config.json: "),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_hostile_numbers_are_refused_in_a_sentence(what: str, model: Path) -> None:
+    changes, sentence = HOSTILE[what]
+    change_config(model, **changes)
+    (model / "generation_config.json").unlink(missing_ok=True)
+    with pytest.raises(ModelError, match=sentence) as caught:
+        check(model)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("part", [0.25, 0.5, 0.99, 1.5, 64, 1024, 4096, -1, 0, "0.5", 1e30])
+@pytest.mark.parametrize("kind", ["linear", "default"])
+def test_rotations_of_other_widths_than_the_code_expects_are_refused(part: object, kind: str, model: Path) -> None:
+    """The kernels would write past a head's end, and Hugging Face's own code cannot compute it."""
+    change_config(model, rope_parameters=LINEAR | {"rope_type": kind, "partial_rotary_factor": part})
+    with pytest.raises(ModelError, match=r"config\.json: .*(partial_rotary_factor|rotary positions)"):
+        check(model)
+
+
+@pytest.mark.parametrize("name", ["gpt_neox", "glm", "phi", "stablelm", "nemotron"])
+def test_families_that_rotate_a_part_of_each_head_do_so(name: str, tmp_path: Path) -> None:
+    save_model(name, tmp_path)
+    rope = json.loads((tmp_path / "config.json").read_text())["rope_parameters"]
+    change_config(tmp_path, rope_parameters=rope | {"partial_rotary_factor": 0.5})
+    check(tmp_path)
+    change_config(tmp_path, rope_parameters=rope | {"partial_rotary_factor": 1.5})
+    with pytest.raises(ModelError, match="partial_rotary_factor must be above 0 and at most 1"):
+        check(tmp_path)
+
+
+@pytest.mark.parametrize("ids", ["</s>", [[1]], [None], True, 1.5, {"a": 1}])
+def test_ends_that_are_no_tokens_are_refused(ids: object, model: Path) -> None:
+    (model / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
+    with pytest.raises(ModelError, match=r"generation_config\.json: eos_token_id is "):
+        check(model)
+
+
 REFUSED_VARIANTS: dict[str, tuple[dict[str, Any], str]] = {
     "falcon": ({"alibi": True}, "falcon with alibi positions is not supported"),
     "stablelm": ({"qk_layernorm": True}, "stablelm with a norm of its own for each head is not supported"),

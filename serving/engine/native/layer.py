@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from serving.engine.attend import AttentionSpec
 from serving.engine.collectives import NativeSum
 from serving.engine.linear import ShardedLinear
-from serving.engine.native import ops
+from serving.engine.native import checks, ops
 from serving.engine.native.packed import RMS_NORMS, empty, eps_of
 
 ACTIVATIONS = {"silu": ops.SILU, "swish": ops.SILU, "gelu_pytorch_tanh": ops.GELU_TANH}
@@ -122,7 +122,10 @@ class FusedLayer(nn.Module):
         self.down_bias = mlp.down_proj.bias
         self.output_norm = getattr(original, kind.output_norm).weight if kind.output_norm else None
         spec = _spec(attention)
+        _check_projections(attention, mlp, heads, kv_heads, dim)
+        checks.require_spec(spec)
         self.layer_idx: int = attention.layer_idx
+        self.hidden, self.dim = hidden, dim
         self.attend: Attention
         self.own_sum = None if attention.o_proj.collectives is None else attention.o_proj.collectives.own
         self.room_per_row = 2 * hidden + width + heads * dim + inner
@@ -133,10 +136,28 @@ class FusedLayer(nn.Module):
             "activation": activation, "residual": getattr(original, "residual_multiplier", 1.0),
             "eps": eps_of(original.input_layernorm), "norm_offset": RMS_NORMS[type(original.input_layernorm).__name__],
         }  # fmt: skip
+        checks.require_finite(**{name: self._facts[name] for name in ("residual", "eps")})
+        self._shapes = {name: tuple(parameter.shape) for name, parameter in self.named_parameters()}
+        self._check_norms(hidden, dim)
+
+    def _check_norms(self, hidden: int, dim: int) -> None:
+        widths = dict.fromkeys(
+            ("input_norm", "attention_norm", "mlp_norm", "output_norm", "out_bias", "down_bias"), hidden
+        )
+        for name, width in (widths | {"query_norm": dim, "key_norm": dim}).items():
+            if name in self._shapes:
+                checks.require_equal(**{name: (self._shapes[name], (width,))})
 
     def laid_out(self, rotation: int) -> Weights:
-        """For the kernels, once all parameters are there and do not move any more."""
-        cache = self.attend.cache(self.layer_idx)
+        """For the kernels, once all parameters are there and do not move any more.
+
+        Raises `ValueError` where what is there is not what the layer was made for.
+        """
+        cache, facts = self.attend.cache(self.layer_idx), self._facts
+        cache.check()
+        checks.require_equal(cache=((cache.heads, cache.dim), (facts["kv_heads"], facts["dim"])))
+        for name, parameter in self.named_parameters():
+            checks.require_whole(name, parameter, self._shapes[name], cache.keys.dtype)
         pointers = {name: parameter.data_ptr() for name, parameter in self.named_parameters()}
         where = {"keys": cache.keys.data_ptr(), "values": cache.values.data_ptr(), "block_size": cache.block_size}
         return Weights(**pointers, **where, **self._facts, rotation=rotation)
@@ -171,6 +192,8 @@ class FusedLayers(nn.ModuleList):
         self._kind_of = [0] * len(layers) if types is None else [self._kinds.index(kind) for kind in types]
         self._room = Room(layers[0].qkv.dtype)
         self._room_per_row = max(layer.room_per_row for layer in layers)
+        self._dim = min(layer.dim for layer in layers)
+        checks.require_equal(widths=({layer.hidden for layer in layers}, {layers[0].hidden}))
         self._sum = layers[0].own_sum
         self._group = _group(self._sum)
         self._weights: Any = None
@@ -182,12 +205,15 @@ class FusedLayers(nn.ModuleList):
         """[1, T, hidden], changed in place; of the tokens that are not wanted it is not finished. Raises `PeerLost`."""
         step = self._fused[0].attend.step
         assert step is not None, "begin() names the batch first"
+        dtype, hidden = self._fused[0].qkv.dtype, self._fused[0].hidden
+        checks.require_whole("the input", hidden_states, (1, step.rows, hidden), dtype)
+        rotations = self._rotations(step.rows)
         if self._weights is None:
             weights = [layer.laid_out(kind) for layer, kind in zip(self._fused, self._kind_of, strict=True)]
             self._weights = (Weights * len(weights))(*weights)
         failure = _compute(
             int(hidden_states.dtype is torch.bfloat16), self._weights, len(self._weights), byref(step),
-            hidden_states.data_ptr(), self._rotations(), self._room.address(step.rows * self._room_per_row),
+            hidden_states.data_ptr(), rotations, self._room.address(step.rows * self._room_per_row),
             byref(self._group),
         )  # fmt: skip
         if failure:
@@ -195,8 +221,10 @@ class FusedLayers(nn.ModuleList):
             raise self._sum.failure(failure)
         return hidden_states
 
-    def _rotations(self) -> Any:
+    def _rotations(self, rows: int) -> Any:
         angles = [self._rotary[0].latest[kind] for kind in self._kinds]
+        for cos, sin in angles:
+            checks.require_rotation(cos, sin, rows, self._dim)
         rotations = [Rotation(cos.data_ptr(), sin.data_ptr(), 2 * cos.shape[1]) for cos, sin in angles]
         return (Rotation * len(rotations))(*rotations)
 
@@ -218,6 +246,26 @@ def fusable(layer: Any, hidden_act: str) -> bool:
         and len(attention.o_proj.weight) % ops.LANES == 0
         and (attention.o_proj.collectives is None or attention.o_proj.collectives.own is not None)
     )
+
+
+def _check_projections(attention: Any, mlp: Any, heads: int, kv_heads: int, dim: int) -> None:
+    """Raises `ValueError` unless this rank's weights are of the sizes that the kernels will be told."""
+    hidden, inner = attention.q_proj.weight.shape[1], len(mlp.gate_proj.weight)
+    checks.require_lanes(hidden=hidden, dim=dim, inner=inner)
+    checks.require_heads(heads, kv_heads)
+    expected = {
+        "q_proj": (heads * dim, hidden), "k_proj": (kv_heads * dim, hidden), "v_proj": (kv_heads * dim, hidden),
+        "o_proj": (hidden, heads * dim), "gate_proj": (inner, hidden), "up_proj": (inner, hidden),
+        "down_proj": (hidden, inner),
+    }  # fmt: skip
+    for name, shape in expected.items():
+        layer = getattr(attention if hasattr(attention, name) else mlp, name)
+        checks.require_equal(**{name: (layer.weight.shape, shape)})
+        if layer.bias is not None:
+            checks.require_equal(**{f"{name}.bias": (layer.bias.shape, shape[:1])})
+    biases = {getattr(attention, f"{name}_proj").bias is None for name in "qkv"}
+    if len(biases) != 1:
+        raise ValueError("queries, keys and values do not all have a bias, or none")
 
 
 def _spec(attention: Any) -> AttentionSpec:

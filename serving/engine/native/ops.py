@@ -1,4 +1,8 @@
-"""The kernels as functions of tensors. Only called where `available()`; shapes are the caller's to get right."""
+"""The kernels as functions of tensors. Only called where `available()`.
+
+Shapes and types are checked (`ValueError`) before any pointer is handed on. What a batch says, slots and block tables,
+is the scheduler's to get right.
+"""
 
 from ctypes import Structure, byref, c_float, c_int, c_int64, c_void_p
 from typing import Any, NamedTuple
@@ -7,12 +11,12 @@ import torch
 from torch import Tensor
 
 from serving.engine.attend import AttentionSpec
+from serving.engine.native import checks
 from serving.engine.native.library import kernels
 
+LANES = checks.LANES
 PANEL = 32
 """Output rows of a packed panel."""
-LANES = 16
-"""Widths and block sizes must be multiples of it."""
 QUERIES = 6
 """Queries that the attention computes together."""
 
@@ -50,8 +54,7 @@ def is_bf16(tensor: Tensor) -> int:
 
 def packable(weight: Tensor) -> bool:
     """Whether `pack` takes a weight of this shape and format: not empty, an even number of inputs."""
-    formats = (torch.bfloat16, torch.float32)
-    return weight.dim() == 2 and weight.numel() > 0 and weight.dtype in formats and weight.shape[1] % 2 == 0
+    return weight.dim() == 2 and weight.numel() > 0 and weight.dtype in checks.FORMATS and weight.shape[1] % 2 == 0
 
 
 def packed_shape(rows: int, inputs: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
@@ -62,6 +65,8 @@ def packed_shape(rows: int, inputs: int, dtype: torch.dtype) -> tuple[int, int, 
 
 def pack(weight: Tensor) -> Tensor:
     """[N, K] -> its panels; see `packed_shape`."""
+    if not packable(weight):
+        raise ValueError(f"a weight of shape {list(weight.shape)} in {weight.dtype} cannot be packed")
     rows, inputs = weight.shape
     packed = torch.empty(packed_shape(rows, inputs, weight.dtype), dtype=weight.dtype)
     contiguous = weight.contiguous()
@@ -90,7 +95,14 @@ def product(
     x: Tensor, packed: Tensor, outputs: int, bias: Tensor | None, activation: int = NONE, threads: int = 1
 ) -> Tensor:
     """[M, K] times a packed [outputs, K], transposed, plus bias: [M, outputs], or half of that when gated."""
+    checks.require_format(x.dtype)
+    checks.require_rows("the input", x, len(x), 1, x.dtype)
     rows, inputs = x.shape
+    checks.require_whole("the packed weight", packed, packed_shape(outputs, inputs, x.dtype), x.dtype)
+    if bias is not None:
+        checks.require_whole("the bias", bias, (outputs,), x.dtype)
+    if activation != NONE:
+        checks.require_lanes(**{"half of a gated product": outputs // 2})
     width = outputs if activation == NONE else outputs // 2
     y = torch.empty(rows, width, dtype=x.dtype)
     _product(
@@ -102,6 +114,11 @@ def product(
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
     """X / rms(x) * (weight + offset). Contiguous, [M, H], H a multiple of 16."""
+    checks.require_format(x.dtype)
+    checks.require_lanes(width=x.shape[-1])
+    checks.require_whole("the input", x, tuple(x.shape), x.dtype)
+    checks.require_whole("the norm's weight", weight, (x.shape[-1],), x.dtype)
+    checks.require_finite(eps=eps, offset=offset)
     y = torch.empty_like(x)
     _norm(is_bf16(x), x.data_ptr(), weight.data_ptr(), y.data_ptr(), x.numel() // x.shape[-1], x.shape[-1], eps, offset)
     return y
@@ -119,6 +136,15 @@ class LayerCache(NamedTuple):
     """KV heads of this rank."""
     dim: int
     """A multiple of 16."""
+
+    def check(self) -> None:
+        """Raises `ValueError` unless these are whole blocks of that many heads."""
+        checks.require_format(self.keys.dtype)
+        checks.require_lanes(block_size=self.block_size, dim=self.dim)
+        checks.require_heads(self.heads, self.heads)
+        whole = self.keys.numel() - self.keys.numel() % (self.block_size * self.heads * self.dim)
+        for name, tensor in (("keys", self.keys), ("values", self.values)):
+            checks.require_whole(name, tensor, (whole,), self.keys.dtype)
 
 
 class Step(Structure):
@@ -148,6 +174,17 @@ class Step(Structure):
             scores: `scratch_for` the longest sequence; its first dimension is the number of threads.
             wanted: int64 [W], ascending, the tokens whose result of the last layer is looked at; None: all.
         """
+        rows = len(slots)
+        for name, tensor, dtype in (
+            ("slots", slots, torch.int64),
+            ("positions", positions, torch.int64),
+            ("table_of", table_of, torch.int32),
+        ):
+            checks.require_whole(name, tensor, (rows,), dtype)
+        checks.require_rows("tables", tables, len(tables), 0, torch.int32)
+        checks.require_whole("scores", scores, (len(scores), QUERIES, scores.shape[-1]), torch.float32)
+        if wanted is not None:
+            checks.require_whole("wanted", wanted, (len(wanted),), torch.int64)
         super().__init__(
             len(slots), slots.data_ptr(), positions.data_ptr(), tables.data_ptr(), tables.stride(0),
             table_of.data_ptr(), scores.data_ptr(), scores.shape[-1], scores.shape[0],
@@ -158,6 +195,9 @@ class Step(Structure):
 
 def keep(cache: LayerCache, step: Step, key: Tensor, value: Tensor) -> None:
     """Write [T, heads * dim] keys and values (rows may be apart) to their slots."""
+    cache.check()
+    for name, rows in (("key", key), ("value", value)):
+        checks.require_rows(name, rows, step.rows, cache.heads * cache.dim, cache.keys.dtype)
     _keep(
         is_bf16(key), cache.keys.data_ptr(), cache.values.data_ptr(), cache.block_size, cache.heads, cache.dim,
         byref(step), key.data_ptr(), key.stride(0), value.data_ptr(), value.stride(0),
@@ -177,6 +217,10 @@ def attend(cache: LayerCache, query: Tensor, heads: int, step: Step, spec: Atten
     Returns:
         [T, heads * dim].
     """
+    cache.check()
+    checks.require_heads(heads, cache.heads)
+    checks.require_rows("query", query, step.rows, heads * cache.dim, cache.keys.dtype)
+    checks.require_spec(spec)
     out = torch.empty(step.rows, heads * cache.dim, dtype=query.dtype)
     _attend(
         is_bf16(query), cache.keys.data_ptr(), cache.values.data_ptr(), cache.block_size, cache.heads, cache.dim,

@@ -53,12 +53,7 @@ class Swap:
         """All layers or none, as they share the rotary embedding, which then speaks to the kernels."""
         base = self._model.base
         layers = list(getattr(base, "layers", []))
-        return (
-            bool(layers)
-            and all(fusable(layer, self._act) for layer in layers)
-            and hasattr(base, "rotary_emb")
-            and getattr(base.config, "partial_rotary_factor", 1.0) in (None, 1.0)
-        )
+        return bool(layers) and all(fusable(layer, self._act) for layer in layers) and hasattr(base, "rotary_emb")
 
     def _replace(self, prefix: str, parent: nn.Module) -> None:
         """Offer every submodule, those nearer to the root first; what was replaced is not entered."""
