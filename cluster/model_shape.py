@@ -10,6 +10,7 @@ from typing import Any
 
 from cluster.errors import ShapeError
 from cluster.stored import read_json, stored_parameters
+from serving.model_files import shown
 
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
@@ -32,6 +33,9 @@ GATED = {
 """Model types with three matrices in their feed-forward part; the others that are served have two."""
 
 PLAIN = {"falcon", "gpt_neox", "nemotron", "opt", "phi", "starcoder2"}
+
+LARGEST = 2**31
+"""Of any size in a configuration."""
 
 MISCOUNT = 0.2
 """Between files and configuration; beyond it they are not of the same model, or its weights are packed."""
@@ -123,13 +127,13 @@ def shape_of(config: dict[str, Any]) -> ModelShape:
     if config.get("quantization_config"):
         raise ShapeError("the model is quantised (quantization_config), which this project does not serve")
     if kind not in GATED | PLAIN:
-        raise ShapeError(f"the model type {kind} is not one that this project serves")
+        raise ShapeError(f"the model type {shown(kind)} is not one that this project serves")
     hidden = _positive(config, "hidden_size")
     heads = _positive(config, "num_attention_heads")
     layers = _positive(config, "num_hidden_layers")
-    head_dim = int(config.get("head_dim") or hidden // heads)
+    head_dim = _first(config, "head_dim") or max(1, hidden // heads)
     kv_heads = _kv_heads(config, kind, heads)
-    ffn = int(config.get("intermediate_size") or config.get("ffn_dim") or config.get("ffn_hidden_size") or 4 * hidden)
+    ffn = _first(config, "intermediate_size", "ffn_dim", "ffn_hidden_size") or 4 * hidden
     return ModelShape(
         model_type=kind,
         layers=layers,
@@ -148,7 +152,7 @@ def shape_of(config: dict[str, Any]) -> ModelShape:
 def _kv_heads(config: dict[str, Any], kind: str, heads: int) -> int:
     if kind == "falcon" and not config.get("new_decoder_architecture"):
         return 1 if config.get("multi_query", True) else heads
-    return int(config.get("num_key_value_heads") or config.get("num_kv_heads") or heads)
+    return _first(config, "num_key_value_heads", "num_kv_heads") or heads
 
 
 def _small(config: dict[str, Any], kind: str, layers: int, hidden: int, qkv: int, head_dim: int, ffn: int) -> int:
@@ -163,8 +167,13 @@ def _small(config: dict[str, Any], kind: str, layers: int, hidden: int, qkv: int
     return norms + heads_norms + biases
 
 
+def _first(config: dict[str, Any], *keys: str) -> int | None:
+    """The first of them that the configuration has."""
+    return next((_positive(config, key) for key in keys if config.get(key)), None)
+
+
 def _positive(config: dict[str, Any], key: str) -> int:
     value = config.get(key)
-    if not isinstance(value, int) or value <= 0:
-        raise ShapeError(f"{key} must be a positive number, it is {value}")
+    if type(value) is not int or not 0 < value < LARGEST:
+        raise ShapeError(f"{key} must be a positive number, it is {shown(value)}")
     return value

@@ -12,7 +12,7 @@ from serving.model_files import shown
 
 MAX_SIZE = 2**24
 """Of one dimension of a weight. The largest vocabularies have 2**18, the widest layers a few times 2**16."""
-MAX_LAYERS = 2**12
+MAX_LAYERS = 2**10
 MAX_POSITIONS = 2**31
 MAX_FLOAT = 3.4e38
 """About the largest that a float32 holds."""

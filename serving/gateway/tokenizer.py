@@ -5,8 +5,9 @@ That import takes seconds and brings torch along, so it happens when a tokenizer
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from serving.gateway.detokenizer import ByteDetokenizer, Detokenizer, Pieces, Wi
 from serving.messages import TokenId
 from serving.model_files import read_json, shown
 
+_TRIAL = "Hello"
+"""What every tokenizer must be able to encode, or it is of no use."""
 _CHARS_PER_TOKEN = 32
 """No prompt of more characters than that per token of `max_model_len` is tokenized at all."""
 _OFF_LOOP_CHARS = 4096
@@ -43,16 +46,18 @@ class Tokenizer:
 
     def __init__(self, config: ModelConfig) -> None:
         """Read the tokenizer from the model's folder. Raises `ModelError` when there is none that can be used."""
-        self._hf = _load(config)
-        self.vocab_size = _vocab_size(config.path) or len(self._hf)
         self._max_chars = _CHARS_PER_TOKEN * config.max_model_len
         self._max_model_len = config.max_model_len
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizer")
-        added = self._hf.added_tokens_decoder.items()
-        self._special = {*self._hf.all_special_ids, *(token for token, entry in added if entry.special)}
         self._alphabet = byte_level_alphabet()
         self._bytes: dict[tuple[TokenId, bool], bytes] = {}
-        self._pieces = None if _is_byte_level(self._hf) else self._read_pieces()
+        with _usable(config.path):
+            self._hf = _load(config)
+            self.vocab_size = _vocab_size(config.path) or len(self._hf)
+            added = self._hf.added_tokens_decoder.items()
+            self._special = {*self._hf.all_special_ids, *(token for token, entry in added if entry.special)}
+            self._pieces = None if _is_byte_level(self._hf) else self._read_pieces()
+            self.decode(self._encode(_TRIAL, special=True))
 
     @property
     def end_token(self) -> TokenId | None:
@@ -161,17 +166,27 @@ def _load(config: ModelConfig) -> Any:
 
     if not config.path.is_dir():
         raise ModelError(f"model.path {config.path}: no such folder")
+    return AutoTokenizer.from_pretrained(config.path, local_files_only=True, trust_remote_code=config.trust_remote_code)
+
+
+@contextmanager
+def _usable(folder: Path) -> Iterator[None]:
+    """Whatever the library raises of a folder's files, as one sentence: they may say anything."""
     try:
-        return AutoTokenizer.from_pretrained(
-            config.path, local_files_only=True, trust_remote_code=config.trust_remote_code
-        )
-    except Exception as error:  # the tokenizers library has no kinds of errors
-        raise ModelError(f"model.path {config.path}: no usable tokenizer: {shown(error)}") from error
+        yield
+    except ModelError:
+        raise
+    except BaseException as error:
+        # What its Rust code did not expect is no `Exception`.
+        if not isinstance(error, Exception) and type(error).__module__ != "pyo3_runtime":
+            raise
+        said = f"{type(error).__name__}: {error}"
+        raise ModelError(f"model.path {folder}: no usable tokenizer: {shown(said)}") from error
 
 
-def _vocab_size(path: Path) -> int | None:
+def _vocab_size(folder: Path) -> int | None:
     """Of the model's own configuration, which may be padded beyond the tokenizer's."""
-    file = path / "config.json"
+    file = folder / "config.json"
     if not file.is_file():
         return None
     tree = read_json(file)
