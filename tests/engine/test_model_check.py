@@ -249,7 +249,7 @@ def test_families_that_rotate_a_part_of_each_head_do_so(name: str, tmp_path: Pat
 @pytest.mark.parametrize("ids", ["</s>", [[1]], [None], True, 1.5, {"a": 1}])
 def test_ends_that_are_no_tokens_are_refused(ids: object, model: Path) -> None:
     (model / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
-    with pytest.raises(ModelError, match=r"generation_config\.json: eos_token_id is "):
+    with pytest.raises(ModelError, match=r"generation_config\.json: .*eos_token_id"):
         check(model)
 
 
