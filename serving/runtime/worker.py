@@ -17,7 +17,7 @@ import ray.train.torch
 import torch
 
 from serving.config import Config, load_config
-from serving.errors import OperatorError, PeerLost
+from serving.errors import ModelError, OperatorError, PeerLost
 from serving.link import LinkServer
 from serving.logs import set_up
 from serving.messages import Purpose, RankInfo, Snapshot
@@ -114,8 +114,11 @@ class Rank:
         reason = f"rank {self.standing.info.rank} on {self.standing.info.ip}: {first_line(error)}"
         logger.exception("generation %d, %s", self.generation, reason)
         collateral = isinstance(error, PeerLost | RuntimeError)
+        # What this machine lacked at a later start it has had before, and may have again.
+        lacking = isinstance(error, OperatorError) and self.generation == 1
+        final = lacking or isinstance(error, ModelError)
         try:
-            self.registry.fail(self.generation, reason, final=isinstance(error, OperatorError), collateral=collateral)
+            self.registry.fail(self.generation, reason, final=final, collateral=collateral)
         except UNREACHABLE as unreachable:
             self.log("cannot reach the registry", error=first_line(unreachable))
 
