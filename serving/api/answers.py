@@ -8,8 +8,8 @@ from serving.gateway.suspects import Culprit
 from serving.messages import FinishReason, GroupState, RankInfo
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """A JSON object."""
+class Answer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A JSON object. None is part of itself, so that Python's collector need not look for circles in thousands."""
 
 
 class PromptTokensDetails(Answer, frozen=True, kw_only=True):

@@ -26,7 +26,7 @@ from serving.api.answers import (
 from serving.api.auth import caller
 from serving.api.prepare import Length, Preparer, Source, sources
 from serving.api.render import chat_logprobs, text_logprobs, usage
-from serving.api.responses import json_response
+from serving.api.responses import filled, json_response, made
 from serving.api.schema import ChatRequest, CompletionRequest, OpenAIFields
 from serving.api.sse import EventStream, collect
 from serving.config import Config
@@ -110,12 +110,13 @@ class OpenAI:
         body: OpenAIFields,
         prepared: GenerationRequest,
         event: "Callable[[Generation, Stamp, Choice, Piece, _SoFar], msgspec.Struct]",
-        whole: "Callable[[Generation, Stamp, Sequence[Piece]], msgspec.Struct]",
+        whole: "Callable[[Generation, Stamp, Sequence[Piece]], bytes]",
     ) -> Response | EventStream:
         generation = self._service.generate(prepared)
         stamp = Stamp(prepared.id, int(time.time()), self._card.id)
         if not body.stream:
-            return json_response(whole(generation, stamp, await collect(generation, request.receive)))
+            pieces = await collect(generation, request.receive)
+            return await made(lambda: whole(generation, stamp, pieces), generation)
         options = body.stream_options
         with_usage = bool(options and options.include_usage)
         running = bool(options and options.continuous_usage_stats)
@@ -131,12 +132,12 @@ class OpenAI:
 
     # ------------------------------------------------------------ completions
 
-    def _completion(self, generation: Generation, stamp: Stamp, pieces: Sequence[Piece]) -> Completion:
-        choices = [
+    def _completion(self, generation: Generation, stamp: Stamp, pieces: Sequence[Piece]) -> bytes:
+        choices = (
             self._completion_choice(generation, choice, piece)
             for choice, piece in zip(generation.choices, pieces, strict=True)
-        ]
-        return Completion(**_fields(stamp), choices=choices, usage=_usage(generation))
+        )
+        return filled(Completion(**_fields(stamp), choices=[], usage=_usage(generation)), "choices", choices)
 
     def _completion_event(
         self, generation: Generation, stamp: Stamp, choice: Choice, piece: Piece, so_far: _SoFar
@@ -153,8 +154,8 @@ class OpenAI:
 
     # ------------------------------------------------------------ chat
 
-    def _chat_completion(self, generation: Generation, stamp: Stamp, pieces: Sequence[Piece]) -> ChatCompletion:
-        choices = [
+    def _chat_completion(self, generation: Generation, stamp: Stamp, pieces: Sequence[Piece]) -> bytes:
+        choices = (
             ChatChoice(
                 index=index,
                 message=AssistantMessage(content=piece.text),
@@ -162,8 +163,8 @@ class OpenAI:
                 finish_reason=piece.finish_reason,
             )
             for index, piece in enumerate(pieces)
-        ]
-        return ChatCompletion(**_fields(stamp), choices=choices, usage=_usage(generation))
+        )
+        return filled(ChatCompletion(**_fields(stamp), choices=[], usage=_usage(generation)), "choices", choices)
 
     def _chat_event(
         self, generation: Generation, stamp: Stamp, choice: Choice, piece: Piece, so_far: _SoFar

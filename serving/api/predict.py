@@ -11,7 +11,7 @@ from serving.api.answers import Output, PredictEvent, Prediction, Sample
 from serving.api.auth import caller
 from serving.api.prepare import Length, Preparer, Source
 from serving.api.render import text_logprobs, usage
-from serving.api.responses import json_response
+from serving.api.responses import filled, made
 from serving.api.schema import ChatMessage, PredictParameters, PredictRequest
 from serving.api.sse import EventStream, collect
 from serving.config import Config
@@ -50,7 +50,7 @@ class Predict:
         if body.stream:
             return EventStream(generation, lambda choice, piece: self._event(generation, choice, piece), self._http)
         pieces = await collect(generation, request.receive)
-        return json_response(self._answer(generation, pieces))
+        return await made(lambda: self._answer(generation, pieces), generation)
 
     def _sources(self, body: PredictRequest) -> list[Source]:
         """An instruction model is trained on chats: given a bare question, it would as soon end as answer."""
@@ -65,10 +65,10 @@ class Predict:
             return [source(body.inputs, "inputs")]
         return [source(content, f"inputs.{place}") for place, content in enumerate(body.inputs)]
 
-    def _answer(self, generation: Generation, pieces: Sequence[Piece]) -> Prediction:
+    def _answer(self, generation: Generation, pieces: Sequence[Piece]) -> bytes:
         n = generation.request.n
-        outputs = [self._output(generation, pieces, first) for first in range(0, len(pieces), n)]
-        return Prediction(outputs=outputs, id=generation.request.id, model=self._model)
+        outputs = (self._output(generation, pieces, first) for first in range(0, len(pieces), n))
+        return filled(Prediction(outputs=[], id=generation.request.id, model=self._model), "outputs", outputs)
 
     def _output(self, generation: Generation, pieces: Sequence[Piece], first: int) -> Output:
         n, tokenizer = generation.request.n, self._service.tokenizer

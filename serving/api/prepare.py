@@ -2,14 +2,15 @@
 
 import asyncio
 import uuid
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
 from serving.api.parse import given, param_error
 from serving.api.schema import ChatMessage, EmbeddingRequest, SamplingFields
 from serving.config import Config
-from serving.errors import NotFound
+from serving.errors import DeadlineExceeded, NotFound
 from serving.gateway.defaults import Defaults, read_defaults
 from serving.gateway.generation import GenerationRequest, Prompt
 from serving.gateway.tokenizer import Tokenizer
@@ -55,6 +56,18 @@ def _new_id(prefix: str) -> str:
     return id_
 
 
+@asynccontextmanager
+async def within(timeout_s: float | None) -> AsyncIterator[None]:
+    """Raise `DeadlineExceeded` when what is done here takes longer, as it can where other long texts come first."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            yield
+    except TimeoutError:
+        raise DeadlineExceeded(
+            f"timeout_s of {timeout_s:g} s passed while it was waiting", code="queue_timeout"
+        ) from None
+
+
 class Preparer:
     """Knows the model's bounds."""
 
@@ -92,11 +105,8 @@ class Preparer:
         n = fields.n or 1
         self._check_count(sources, n)
         self._check_ids(fields, at)
-        prompts = []
-        for source in sources:
-            tokens = await self._tokens(source)
-            room = self._room(tokens, source.param)
-            prompts.append(Prompt(tokens, self._max_tokens(len(tokens), room, length)))
+        async with within(fields.timeout_s):
+            prompts = [await self._prompt(source, length) for source in sources]
         shortest = min(prompt.max_tokens for prompt in prompts)
         if (fields.min_tokens or 0) > shortest:
             raise param_error(f"{at}min_tokens", f"{fields.min_tokens} is over max_tokens, which is {shortest}")
@@ -113,6 +123,11 @@ class Preparer:
             cache_salt=_cache_salt(caller, fields.cache_salt),
         )
 
+    async def _prompt(self, source: Source, length: Length) -> Prompt:
+        tokens = await self._tokens(source)
+        room = self._room(tokens, source.param)
+        return Prompt(tokens, self._max_tokens(len(tokens), room, length))
+
     async def embedding(self, fields: EmbeddingRequest, *, caller: str) -> GenerationRequest:
         """The request for a vector of each input, or `InvalidRequest` naming the field."""
         id_ = _new_id("embd")
@@ -120,9 +135,11 @@ class Preparer:
         if len(inputs) > self._max_embeddings:
             at_most = f"{len(inputs)} inputs are over this server's limit of {self._max_embeddings}"
             raise param_error("input", at_most)
+        async with within(fields.timeout_s):
+            prompts = [Prompt(await self._whole(source), max_tokens=1) for source in inputs]
         return GenerationRequest(
             id=id_,
-            prompts=[Prompt(await self._whole(source), max_tokens=1) for source in inputs],
+            prompts=prompts,
             sampling=Sampling(seed=0, max_tokens=1),
             seed=0,
             timeout_s=fields.timeout_s,

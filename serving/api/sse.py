@@ -1,7 +1,7 @@
 """Streams a generation as server-sent events, and minds the client: one that goes away ends the computation."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 import msgspec
@@ -13,6 +13,9 @@ from serving.config import HttpConfig
 from serving.gateway.generation import Choice, Generation, Piece
 
 T = TypeVar("T")
+
+_MANY_TOKENS = 16
+"""With log-probabilities, each of which costs as much as an event without."""
 
 Events = Iterable[msgspec.Struct]
 
@@ -41,9 +44,12 @@ class EventStream:
 
     async def _run(self, wire: "_Wire") -> None:
         while pieces := await self._next(wire):
-            rendered = [self._render(choice, piece) for choice, piece in pieces]
-            await wire.write(b"".join(sse(event) for event in rendered if event is not None))
+            await wire.write(b"".join([self._event(choice, piece) async for choice, piece in _in_turn(pieces)]))
         await wire.write(b"".join(sse(event) for event in self._closing()) + DONE, more=False)
+
+    def _event(self, choice: Choice, piece: Piece) -> bytes:
+        event = self._render(choice, piece)
+        return b"" if event is None else sse(event)
 
     async def _next(self, wire: "_Wire") -> list[tuple[Choice, Piece]]:
         """What comes next; while nothing does, comments."""
@@ -53,6 +59,14 @@ class EventStream:
                     return await self._generation.next()
             except TimeoutError:
                 await wire.comment()
+
+
+async def _in_turn(pieces: list[tuple[Choice, Piece]]) -> AsyncIterator[tuple[Choice, Piece]]:
+    """Others have theirs after each with many tokens, as a slow reader leaves behind."""
+    for choice, piece in pieces:
+        yield choice, piece
+        if len(piece.tokens) > _MANY_TOKENS:
+            await asyncio.sleep(0)
 
 
 class _Wire:

@@ -15,11 +15,14 @@ from serving.api import bounds, ids, parse
 from serving.api.bounds import LIMITS, Counts, count
 from serving.api.neutral import Fields
 from serving.api.prepare import Preparer
+from serving.api.responses import filled
 from serving.api.schema import ChatRequest, CompletionRequest, EmbeddingRequest, PredictRequest
 from serving.errors import InvalidRequest
 from serving.gateway.chat_template import render_chat
 from serving.gateway.tokenizer import Tokenizer
+from tests.api.conftest import serving
 from tests.api.test_errors import error
+from tests.fake_engine import FakeGroup
 from tests.fuzz.strategies import fuzz
 from tests.fuzz.test_bodies import request_of
 from tests.gateway.conftest import demo_tokenizer, make_config
@@ -210,3 +213,35 @@ async def test_others_have_their_turn_between_texts() -> None:
     await preparer.embedding(EmbeddingRequest(input=["x"] * 500), caller="")
     counting.cancel()
     assert turns >= 500
+
+
+async def test_a_deadline_passes_also_while_a_text_waits_to_be_encoded(group: FakeGroup) -> None:
+    async with serving(group, make_config()) as (client, service):
+        over = threading.Event()
+        service.tokenizer._thread.submit(over.wait)
+        for path, field in (("/v1/completions", "prompt"), ("/v1/embeddings", "input")):
+            response = await client.post(path, json={field: "a word " * 1000, "timeout_s": 0.05})
+            assert error(response, 408)["code"] == "queue_timeout"
+        over.set()
+
+
+async def test_an_answer_with_logprobs_is_made_in_another_thread(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: set[int] = set()
+
+    def seen(*args: Any) -> bytes:
+        threads.add(threading.get_ident())
+        return filled(*args)
+
+    for module in ("openai", "predict"):
+        monkeypatch.setattr(f"serving.api.{module}.filled", seen)
+    chat: list[dict[str, str]] = [{"role": "user", "content": "x"}]
+    for path, body in {
+        "/predict": {"inputs": "x", "parameters": {"max_tokens": 2, "logprobs": 1}},
+        "/v1/completions": {"prompt": "x", "max_tokens": 2, "logprobs": 1},
+        "/v1/chat/completions": {"messages": chat, "max_tokens": 2, "logprobs": True},
+    }.items():
+        assert (await client.post(path, json=body)).status_code == 200
+    assert threads
+    assert threading.get_ident() not in threads
