@@ -16,7 +16,17 @@ from pathlib import Path
 from serving.errors import OperatorError
 from serving.own_folder import own_folder
 
-EMPTY_IS_HERE = ("XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "TORCH_HOME", "TORCH_EXTENSIONS_DIR", "TRITON_CACHE_DIR")
+INDUCTOR = "TORCHINDUCTOR_CACHE_DIR"
+"""Without it torch makes a folder of foreseen name in the temporary folder, and would run what lies there."""
+EMPTY_IS_HERE = (
+    "XDG_CACHE_HOME",
+    "HF_HOME",
+    "HF_HUB_CACHE",
+    "TORCH_HOME",
+    "TORCH_EXTENSIONS_DIR",
+    "TRITON_CACHE_DIR",
+    INDUCTOR,
+)
 """Variables that name a folder of a library's. An empty one would be the working directory."""
 TOKENS = frozenset({"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"})
 
@@ -35,6 +45,7 @@ def settle(environment: MutableMapping[str, str] = os.environ) -> None:
             environment["XDG_CACHE_HOME"] = str(folder)
         else:
             environment.pop("XDG_CACHE_HOME", None)
+        environment.setdefault(INDUCTOR, str(folder / "torchinductor"))
     except OSError as error:
         raise OperatorError(f"there is no home that can be written, and in its place: {error}") from error
 

@@ -44,7 +44,10 @@ def nobody(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def settled(**environment: str) -> dict[str, str]:
+    """The environment afterwards; torch's folder lies where caches go."""
     settle(environment)
+    caches = environment.get("XDG_CACHE_HOME", f"{environment['HOME']}/.cache")
+    assert environment.pop(homes.INDUCTOR) == f"{caches}/torchinductor"
     return environment
 
 
@@ -65,14 +68,13 @@ def test_a_folder_for_caches_that_is_not_named_whole_does_not_count(home: Path, 
 
 @pytest.mark.parametrize("variable", homes.EMPTY_IS_HERE)
 def test_an_empty_variable_is_none(home: Path, variable: str) -> None:
-    assert variable not in settled(HOME=str(home), **{variable: ""})
+    assert settled(HOME=str(home), **{variable: ""}) == {"HOME": str(home)}
 
 
 @pytest.mark.usefixtures("nobody")
 @pytest.mark.parametrize("environment", [{}, {"HOME": ""}, {"HOME": "here"}, {"HOME": "/nonexistent"}, {"HOME": "~"}])
 def test_without_a_home_there_is_one_in_the_own_folder(own: Path, environment: dict[str, str]) -> None:
-    settle(environment)
-    assert environment == {"HOME": str(own / "home")}
+    assert settled(**environment) == {"HOME": str(own / "home")}
     assert (own / "home").is_dir()
 
 

@@ -1,5 +1,6 @@
 """A server of a second user of this machine without a home, a name, or a place for caches, as in many containers."""
 
+import os
 import shutil
 import signal
 
@@ -40,5 +41,10 @@ def test_a_second_user_without_home_or_name_serves_and_leaves_nothing_in_the_wor
             assert server.wait() == 0
             server.wait_until_gone()
             assert not list(here.iterdir())
+            assert {path.name for path in common.iterdir()} == {
+                f"gangway-{os.getuid()}",
+                f"gangway-{USER}",
+                "gangway-runs",
+            }
         finally:
             server.kill()
