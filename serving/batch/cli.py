@@ -57,6 +57,7 @@ def batch(
     settings = absolute_paths(load_config(config, overrides))
     embedded = cluster_address(address) is None
     with ray_environment(None, embedded=embedded) as folder:
+        hide_arguments()
         settings = batch_config(settings)
         check_model_files(settings, all_here=embedded)
         rows = _open_input(source, place, settings, wanted, column, parameters)
@@ -146,7 +147,6 @@ def _run(
     verbose: bool,
 ) -> None:
     """Imports Ray, so its environment must have been set."""
-    hide_arguments()
     from serving.batch.display import Meter, make_batch_display
     from serving.batch.launch import BatchGroup, Interrupted, run_batch
     from serving.runtime.session import ray_session

@@ -1,5 +1,7 @@
 """Why something broke, as one sentence for the person who has to act, out of what Ray and gloo say at length."""
 
+from serving.addresses import shown_in
+
 GLOO_ADVICE = "This is typically caused by"
 """Begins what gloo adds to every lost connection."""
 
@@ -14,10 +16,10 @@ def first_line(error: BaseException) -> str:
     if isinstance(cause, BaseException):
         return first_line(cause)
     lines = str(error).partition(GLOO_ADVICE)[0].strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return f"{type(error).__name__}: {shown_in(lines[0])}" if lines else type(error).__name__
 
 
 def cause_of_death(error: BaseException) -> str:
     """What Ray knows of an actor's process that died."""
     text = " ".join(str(error).split())
-    return text.partition(EXIT_DETAIL)[2].partition(COMMON_CAUSES)[0].strip() or text
+    return shown_in(text.partition(EXIT_DETAIL)[2].partition(COMMON_CAUSES)[0].strip() or text)

@@ -4,6 +4,7 @@ import io
 import json
 from pathlib import Path
 
+import psutil
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import pytest
@@ -59,6 +60,7 @@ def test_parquet_goes_from_and_to_an_object_store_though_the_command_is_killed(t
         first = Batch(bucket.address("in.parquet"), output, *options)
         try:
             eventually(lambda: "out.parquet.lines.progress" in bucket.files, END_TIMEOUT_S)
+            assert "secret" not in " ".join(psutil.Process(first.process.pid).cmdline())
             first.strike("command")
             first.wait(END_TIMEOUT_S)
         finally:

@@ -30,3 +30,8 @@ def test_a_death_is_told_without_the_list_of_common_causes() -> None:
 
 def test_a_death_of_which_nothing_special_is_known_is_told_as_it_came() -> None:
     assert cause_of_death(RuntimeError("gone\naway")) == "gone away"
+
+
+def test_a_reason_shows_no_credential_of_an_address() -> None:
+    assert first_line(OSError("no answer from http://user:SECRET@host")) == "OSError: no answer from http://***@host"
+    assert "SECRET" not in cause_of_death(RuntimeError("gone: s3://bucket/in?secret_key=SECRET"))
