@@ -41,6 +41,7 @@ def create_app(service: Service, config: Config, ip: str = "127.0.0.1", host: st
         Route("/v1/chat/completions", openai.chat, methods=["POST"]),
         Route("/v1/embeddings", Embeddings(service, preparer, config).embeddings, methods=["POST"]),
         Route("/v1/models", openai.models),
+        Route("/v1/models/", openai.models),
         Route("/v1/models/{model:path}", openai.model),
         Route("/healthz", pages.healthz),
         Route("/readyz", pages.readyz),
@@ -61,7 +62,9 @@ def create_app(service: Service, config: Config, ip: str = "127.0.0.1", host: st
         middleware.append(Middleware(StrangerGuard, names=names, origins=origins))
     else:
         middleware.append(Middleware(KeyGuard, keys=KeyFile(security.api_keys_file), limits=KeyLimits(security)))
-    return Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: hand_on})
+    app = Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: hand_on})
+    app.router.redirect_slashes = False  # a redirect names a scheme, and the client sends its prompt once more
+    return app
 
 
 class _OpenApi:

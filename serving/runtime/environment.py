@@ -43,6 +43,9 @@ connections would keep everybody else out."""
 GATEWAY_MARGIN = 64
 """Requests beyond the waiting and running ones that reach the gateway, so that it and not a proxy refuses them."""
 
+ENTRANCE = "serving.api.entrance.middlewares"
+"""What Serve calls for the middleware around a replica."""
+
 EDGE_FILE = "edge.json"
 
 FILES_BESIDES = 512
@@ -114,14 +117,23 @@ def haproxy_settings(folder: Path, binary: str, config: Config) -> dict[str, str
     wrapper, edge = folder / "haproxy", folder / EDGE_FILE
     clients, requests = _limits(requests_at_once(config))
     addresses = free_addresses(config.http.host, config.http.port)
-    haproxy.Edge(addresses=addresses, port=config.http.port, requests=requests).write(edge)
-    command = shlex.join([sys.executable, "-SE", str(Path(haproxy.__file__)), binary, str(edge)])
+    haproxy.Edge(
+        addresses=addresses,
+        port=config.http.port,
+        requests=requests,
+        max_body_bytes=config.http.max_body_bytes,
+        body_timeout_s=config.http.body_timeout_s,
+    ).write(edge)
+    program = _own_copy(Path(binary), folder / "program")
+    command = shlex.join([sys.executable, "-SE", str(Path(haproxy.__file__)), str(program), str(edge)])
     wrapper.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
     wrapper.chmod(0o700)
     stats, metrics, fallback, grpc, *replicas = _own_ports()
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(wrapper),
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": ENTRANCE,
+        "GANGWAY_MAX_BODY_BYTES": str(config.http.max_body_bytes),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
@@ -152,6 +164,17 @@ def _haproxy_binary() -> str | None:
     except ImportError:
         return None
     return str(get_haproxy_binary())
+
+
+def _own_copy(binary: Path, folder: Path) -> Path:
+    """Haproxy as `speaking_json` makes it. Libraries that come with it are looked for in `lib` beside it."""
+    folder.mkdir()
+    copy = folder / binary.name
+    copy.write_bytes(haproxy.speaking_json(binary.read_bytes()))
+    copy.chmod(0o700)
+    if (libraries := binary.resolve().with_name("lib")).is_dir():
+        (folder / "lib").symlink_to(libraries)
+    return copy
 
 
 def _limits(wanted: int) -> tuple[int, int]:

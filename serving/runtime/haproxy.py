@@ -30,6 +30,37 @@ haproxy has no limit of its own, and `timeout client` begins anew with every byt
 DEFAULTS = re.compile(r"^defaults$", re.MULTILINE)
 GLOBAL = re.compile(r"^global$", re.MULTILINE)
 
+OWN_FAULTS = re.compile(r"^\s*errorfile .*\n", re.MULTILINE)
+PLAIN_FAULT = re.compile(
+    r'(http-request return status [45]\d\d) content-type text/plain (?:lf-)?string "(?:[^"\\]|\\.)*"'
+)
+
+FAULTS = {
+    400: ("invalid_request_error", "the request is not valid HTTP", "malformed_request"),
+    403: ("permission_error", "the request is not allowed", None),
+    404: ("not_found_error", "no such route", "route_not_found"),
+    405: ("invalid_request_error", "this method is not allowed here", None),
+    408: ("timeout_error", "the request did not come to its end in time", "request_timeout"),
+    413: ("invalid_request_error", "the body is over the limit", "body_too_large"),
+    429: ("rate_limit_error", "there are more requests than can wait", None),
+    500: ("internal_error", "an error inside the server; its log has the details", None),
+    501: ("invalid_request_error", "the request asks for what this server does not do", None),
+    502: ("unavailable_error", "the gateway has broken off its answer", "gateway_gone"),
+    503: ("unavailable_error", "the gateway does not answer, or more requests wait than it takes", "gateway_gone"),
+    504: ("timeout_error", "the gateway has not answered in time", None),
+}
+"""Status -> type, message and code of the error that haproxy answers, and puts in the place of any that is not JSON."""
+LATER = {429, 502, 503}
+RETRY_AFTER_S = 5
+
+BUILT_IN = {
+    400: ("Bad Request", "invalid_request_error", "not HTTP or headers over 15 kB"),
+    408: ("Request Timeout", "timeout_error", "the request did not come to its end in time"),
+    500: ("Internal Server Error", "internal_error", "an error inside the proxy"),
+    501: ("Not Implemented", "invalid_request_error", "this server does not do that"),
+}
+"""Status -> reason, type and message of what haproxy says before there is a request, which no setting reaches."""
+
 MENDED = "# mended\n"
 """First line of a file that was."""
 
@@ -43,6 +74,9 @@ class Edge:
     port: int
     requests: int
     """That are passed on at once. Those beyond wait, and then get an error."""
+    max_body_bytes: int
+    body_timeout_s: float
+    """For as much of a body as haproxy holds before it passes the request on."""
 
     def write(self, path: Path) -> None:
         """Into a file for `read`."""
@@ -87,11 +121,82 @@ def listening_as_told(config: str, edge: Edge) -> str:
     return FRONT.sub(lambda _: f"frontend http_frontend\n{edge.binds()}", config)
 
 
+def bodies_bounded(config: str, edge: Edge) -> str:
+    """The haproxy configuration that refuses a body whose length is too large, on any route and whoever asks.
+
+    A short one, or the beginning of a long one, has to be there before a request takes one of the gateway's places.
+    What a client could tell Serve by headers (a time limit, not to look whether it has gone) it does not get to tell.
+    """
+    rules = (
+        f"deny deny_status 413 if {{ req.hdr_val(content-length) gt {edge.max_body_bytes} }}",
+        f"wait-for-body time {max(1, round(edge.body_timeout_s * 1000))}ms",
+        "del-header x-request-timeout-seconds",
+        "del-header x-request-disconnect-disabled",
+        "del-header upgrade",
+    )
+    lines = "".join(f"    http-request {rule}\n" for rule in rules)
+    return FRONT.sub(lambda front: f"{front[0]}\n{lines.rstrip()}", config)
+
+
+def faults_in_one_shape(config: str) -> str:
+    """The haproxy configuration whose errors, and those of Serve behind it, are JSON as the gateway's own are."""
+    config = PLAIN_FAULT.sub(r"\1 default-errorfiles", OWN_FAULTS.sub("", config))
+    texts = "".join(f"\n    {_http_error(status)}" for status in FAULTS)
+    json_already = "{ res.hdr(content-type) -m beg application/json }"
+    replaced = "".join(
+        f"\n    http-response return status {status} default-errorfiles if {{ status {status} }} !{json_already}"
+        for status in FAULTS
+    )
+    config = DEFAULTS.sub(lambda _: f"defaults{texts}", config)
+    return FRONT.sub(lambda front: f"{front[0]}{replaced}", config)
+
+
+def _http_error(status: int) -> str:
+    kind, message, code = FAULTS[status]
+    text = _quoted(_error(kind, message, code))
+    later = f" hdr Retry-After {RETRY_AFTER_S}" if status in LATER else ""
+    return f"http-error status {status} content-type application/json{later} string {text}"
+
+
+def _error(kind: str, message: str, code: str | None) -> str:
+    error = {"type": kind, "message": message, "param": None, "code": code}
+    return json.dumps({"error": error}, separators=(",", ":"))
+
+
+def _quoted(text: str) -> str:
+    """As haproxy reads it in double quotes."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def speaking_json(program: bytes) -> bytes:
+    """haproxy, with the built-in answers to what is no request replaced by JSON of the same length.
+
+    It answers these before there is a request, so that neither `errorfile` nor `http-error` counts. One that is not
+    found just once, or has too little room, stays.
+    """
+    for status in BUILT_IN:
+        found = re.findall(rb"HTTP/1\.1 %d [^\0]*?\r\n\r\n<html>[^\0]*\0" % status, program)
+        if len(found) == 1 and (answer := _built_in(status, len(found[0]) - 1)) is not None:
+            program = program.replace(found[0], answer + b"\0")
+    return program
+
+
+def _built_in(status: int, size: int) -> bytes | None:
+    """The answer in exactly `size` bytes, spaces at its end; None if it has more."""
+    reason, kind, message = BUILT_IN[status]
+    body = _error(kind, message, None)
+    head = f"HTTP/1.1 {status} {reason}\r\nContent-Type:application/json\r\nConnection:close\r\nContent-Length:"
+    room = size - len(f"{head}000\r\n\r\n")
+    return f"{head}{room:03d}\r\n\r\n{body:<{room}}".encode() if room >= len(body) else None
+
+
 def mended(config: str, edge: Edge) -> str:
-    """All of the above, once."""
+    """All of the above that is about the configuration, once. The rules stand below the frontend's addresses."""
     if config.startswith(MENDED):
         return config
-    return MENDED + idle_welcome(patience_bounded(listening_as_told(config, edge)), edge.requests)
+    config = idle_welcome(patience_bounded(config), edge.requests)
+    return MENDED + listening_as_told(bodies_bounded(faults_in_one_shape(config), edge), edge)
 
 
 def main(binary: str, edge: str, *arguments: str) -> None:

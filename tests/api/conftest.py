@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import httpx
 import pytest
 import uvicorn
+from starlette.types import ASGIApp
 
+from serving.api import entrance
 from serving.api.app import create_app
 from serving.config import Config
 from serving.gateway.service import Service
@@ -61,7 +63,10 @@ def listening(group: FakeGroup, config: Config) -> Iterator[Server]:
     """uvicorn in a thread of its own, with the service in its event loop."""
     service = Service(config, demo_tokenizer(), group)
     listener = socket.create_server(("127.0.0.1", 0))
-    uvicorn_config = uvicorn.Config(create_app(service, config), log_level="warning", lifespan="off")
+    app: ASGIApp = create_app(service, config)
+    for around in entrance.middlewares():
+        app = around.cls(app, *around.args, **around.kwargs)
+    uvicorn_config = uvicorn.Config(app, log_level="warning", lifespan="off")
     server = uvicorn.Server(uvicorn_config)
     ready = threading.Event()
     if group.engine is None:

@@ -99,6 +99,32 @@ def test_events_pass_as_they_come(url: str, server: Server, trusting: ssl.SSLCon
         assert [line for line in lines if line][-1] == "data: [DONE]"
 
 
+def test_the_gateway_is_told_the_clients_scheme_whatever_the_client_says(pem: Path, trusting: ssl.SSLContext) -> None:
+    """The proxy's own page may ask, the same name without TLS may not."""
+    body = {"inputs": "x", "parameters": {"max_tokens": 2}}
+    with (
+        fake_group() as group,
+        listening(group, make_config()) as server,
+        proxy(pem, server.url.removeprefix("http://")) as url,
+        httpx.Client(base_url=url, verify=trusting, timeout=30) as client,
+    ):
+        for claim in ({}, {"x-forwarded-proto": "http"}):
+            for origin, status in ((url, 200), (url.replace("https", "http"), 403)):
+                answer = client.post("/predict", json=body, headers=claim | {"origin": origin})
+                assert answer.status_code == status, answer.text
+
+
+def test_nothing_is_redirected(url: str, trusting: ssl.SSLContext) -> None:
+    """A client would repeat its prompt where it is sent to, in clear text if the address says so."""
+    with httpx.Client(base_url=url, verify=trusting, headers=KEY) as client:
+        for path in ("/v1/chat/completions/", "/v1/completions/", "/predict/", "/v1/embeddings/"):
+            answer = client.post(path, json={})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (404, "route_not_found")
+        for path in ("/v1/status/", "/metrics/", "/console/"):
+            assert client.get(path).status_code == 404
+        assert client.get("/v1/models/").json()["data"] == client.get("/v1/models").json()["data"]
+
+
 def test_without_a_gateway_the_answer_is_an_error_like_any(pem: Path, trusting: ssl.SSLContext) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and does not listen

@@ -16,6 +16,7 @@ from playwright.sync_api import expect
 
 from serving.runtime import guardian
 from tests.browser import chromium, needs_chromium, picture
+from tests.e2e.flood import flood, peak_bytes
 from tests.e2e.server import Server, eventually, gangway
 
 NAME = "smollm2-135m-instruct"
@@ -45,6 +46,18 @@ def test_a_prompt_is_completed(server: Server) -> None:
     (output,) = predict(server, "The capital of France is")
     assert "Paris" in output["text"]
     assert output["usage"]["completion_tokens"] == 16
+
+
+def test_bodies_without_bound_are_refused_and_cost_the_gateway_nothing(server: Server) -> None:
+    """Serve would read them ahead, whatever the application says of them."""
+    pid = server.status()["gateway"]["pid"]
+    before = peak_bytes(pid)
+    for path in ("/predict", "/v1/chat/completions", "/healthz", "/nope"):
+        assert flood(server.url, path, chunked=False) == {413}
+    for path in ("/predict", "/v1/chat/completions"):
+        assert flood(server.url, path, chunked=True) == {413}
+    assert flood(server.url, "/nope", chunked=True) <= {404, 413}
+    assert peak_bytes(pid) - before < 64 * 2**20
 
 
 def test_a_bare_question_is_answered_as_a_chat(server: Server) -> None:

@@ -93,7 +93,9 @@ def test_two_clusters_on_a_machine_get_ports_and_files_of_their_own(tmp_path: Pa
         folder.mkdir()
     first, second = (haproxy_settings(folder, "/bin/echo", config()) for folder in folders)
     fixed = {
+        "GANGWAY_MAX_BODY_BYTES",
         "RAY_SERVE_ENABLE_HA_PROXY",
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH",
         "RAY_SERVE_HAPROXY_NBTHREAD",
         "RAY_SERVE_HAPROXY_MAXCONN",
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S",

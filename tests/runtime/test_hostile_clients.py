@@ -82,16 +82,16 @@ class Proxy:
         held = self.process.net_connections("tcp")
         return sum(one.status == psutil.CONN_ESTABLISHED and one.laddr.port == self.port for one in held)
 
-    def answers(self) -> bool:
+    def answers(self, status: int = 200) -> bool:
         try:
-            return httpx.get(f"{self.url}/healthz", timeout=5).status_code == 200
+            return httpx.get(f"{self.url}/healthz", timeout=5, trust_env=False).status_code == status
         except httpx.TransportError:
             return False
 
 
 @contextmanager
-def proxy(folder: Path, server: Server, config: Config, **limits: int) -> Iterator[Proxy]:
-    """Started by the wrapper that Serve is told to start."""
+def proxy(folder: Path, server: Server, config: Config, *, ready: int = 200, **limits: int) -> Iterator[Proxy]:
+    """Started by the wrapper that Serve is told to start, and there once /healthz has the status `ready`."""
     port = free_port()
     config = config.model_copy(update={"http": config.http.model_copy(update={"port": port})})
     file = serve_config(folder, port, server.url, **limits)
@@ -101,7 +101,7 @@ def proxy(folder: Path, server: Server, config: Config, **limits: int) -> Iterat
     ) as it:
         front = Proxy(config.http.host, port, psutil.Process(it.pid), server)
         try:
-            eventually(front.answers, 20)
+            eventually(lambda: front.answers(ready), 20)
             yield front
         finally:
             it.terminate()
@@ -180,9 +180,10 @@ def test_headers_that_drip_in_are_answered_408(front: Proxy) -> None:
 
 @pytest.mark.usefixtures("beside")
 def test_a_body_that_drips_in_is_answered_408_in_the_shape_of_all_errors(front: Proxy) -> None:
-    said = talk(front, dripping(HEAD + b"Content-Length: 100000\r\n\r\n", b" "))
-    assert b" 408 " in said
-    assert b'"code":"body_timeout"' in said
+    for begun, who in ((b"", b"request_timeout"), (b" " * 50_000, b"body_timeout")):  # the proxy, and the gateway
+        said = talk(front, dripping(HEAD + b"Content-Length: 100000\r\n\r\n" + begun, b" "))
+        assert b" 408 " in said
+        assert b'"code":"%s"' % who in said
 
 
 @pytest.mark.usefixtures("beside")
@@ -243,6 +244,10 @@ def test_requests_beyond_those_that_are_passed_on_get_an_error_and_idle_clients_
         holding = [connect() for _ in range(2)]
         for client in holding:
             client.sendall(HEAD + b"Content-Length: 10\r\n\r\n")
+        assert front.answers()  # what is short waits in the proxy until it is whole
+        holding = [connect() for _ in range(2)]
+        for client in holding:
+            client.sendall(HEAD + b"Content-Length: 50000\r\n\r\n" + b" " * 40_000)
         eventually(lambda: not front.answers(), 20)
         assert httpx.get(f"{front.url}/healthz", timeout=20).status_code in {500, 503}
         for client in holding:
@@ -267,9 +272,14 @@ async def test_a_stream_that_pauses_for_longer_than_a_client_may_be_silent_goes_
 
 def test_what_serve_writes_gets_the_limits_that_it_lacks(tmp_path: Path) -> None:
     written = serve_config(tmp_path, 8000, "http://127.0.0.1:8001").read_text()
-    edge = Edge(addresses=["127.0.0.1"], port=8000, requests=7)
+    edge = Edge(addresses=["127.0.0.1"], port=8000, requests=7, max_body_bytes=99, body_timeout_s=1)
     limited = mended(written, edge)
-    for limit in (f"timeout http-request {HEADERS_S}s", "no strict-limits", "default-server maxconn 7"):
+    for limit in (
+        f"timeout http-request {HEADERS_S}s",
+        "no strict-limits",
+        "default-server maxconn 7",
+        "wait-for-body",
+    ):
         assert limit not in written
         assert limited.count(limit) == 1
     assert mended(limited, edge) == limited
