@@ -15,6 +15,9 @@ NODE_LOSS = {
 }
 """A node that is cut off is declared dead after about 6 s; by Ray's own defaults it takes half a minute or more."""
 
+ENTRANCE = "serving.api.entrance.middlewares"
+"""What Serve, which every pod may run a proxy of, calls for the middleware around an application."""
+
 STOP_MARGIN_S = 15
 """For taking down the group after it has drained."""
 
@@ -22,12 +25,20 @@ STOP_MARGIN_S = 15
 def head_environment(spec: ClusterSpec) -> list[Variable]:
     """The head's: besides what all have, a job that is told to stop gets the time it needs to drain (Ray gives 3 s)."""
     drain = math.ceil(spec.serving.fault.drain_timeout_s) + STOP_MARGIN_S
-    return _written(spec, NODE_LOSS | {"RAY_JOB_STOP_WAIT_TIME_S": str(drain)})
+    return _written(spec, NODE_LOSS | _bodies(spec) | {"RAY_JOB_STOP_WAIT_TIME_S": str(drain)})
 
 
 def worker_environment(spec: ClusterSpec) -> list[Variable]:
     """A pod's with ranks."""
-    return _written(spec, NODE_LOSS | _collectives(spec))
+    return _written(spec, NODE_LOSS | _bodies(spec) | _collectives(spec))
+
+
+def _bodies(spec: ClusterSpec) -> dict[str, str]:
+    """Serve bounds no body by itself, and has read it before our application is asked."""
+    return {
+        "GANGWAY_MAX_BODY_BYTES": str(spec.serving.http.max_body_bytes),
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": ENTRANCE,
+    }
 
 
 def _collectives(spec: ClusterSpec) -> dict[str, str]:

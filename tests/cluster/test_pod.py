@@ -5,6 +5,8 @@ from typing import Any
 from cluster.environment import head_environment, worker_environment
 from cluster.manifest import render
 from cluster.spec import ClusterSpec
+from serving.api import entrance
+from serving.runtime.environment import ENTRANCE
 from tests.cluster.conftest import MakeSpec
 from tests.cluster.test_manifest import EVERYTHING, pod_templates
 
@@ -91,6 +93,13 @@ def test_a_node_that_is_cut_off_is_given_up_in_seconds_by_every_pod(make: MakeSp
         found = values(variables)
         assert found["RAY_health_check_period_ms"] == "1000"
         assert found["RAY_health_check_failure_threshold"] == "5"
+
+
+def test_serve_bounds_bodies_in_every_pod(make: MakeSpec) -> None:
+    spec = make(serving__http={"max_body_bytes": 5000})
+    for found in (values(head_environment(spec)), values(worker_environment(spec))):
+        assert found[entrance.MAX_BODY_BYTES] == "5000"
+        assert found["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] == ENTRANCE
 
 
 def test_the_job_has_the_time_to_drain(make: MakeSpec) -> None:
