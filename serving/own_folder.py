@@ -26,6 +26,12 @@ def own_folder(parent: str | None = None) -> Path:
     return folder
 
 
+def parent_for_sockets(room: int) -> str:
+    """The temporary folder; /tmp where the name of that has more than `room` bytes, as a socket's path is bounded."""
+    usual = tempfile.gettempdir()
+    return usual if len(os.fsencode(usual)) <= room else "/tmp"  # noqa: S108  what is made there is looked at
+
+
 def _fault(found: os.stat_result) -> str | None:
     if stat.S_ISLNK(found.st_mode):
         return "is a link"

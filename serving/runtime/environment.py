@@ -18,6 +18,7 @@ from pathlib import Path
 
 from serving.config import Config
 from serving.homes import settle
+from serving.own_folder import parent_for_sockets
 from serving.runtime import haproxy
 from serving.runtime.network import free_addresses
 
@@ -63,6 +64,10 @@ PORT_BLOCK = 50
 """Ports of one cluster: HAProxy's two, those of the proxy that it falls back on while there is no gateway, and one for
 each life of the gateway, which cannot be used again for minutes."""
 
+ROOM = 10
+"""Bytes that the temporary folder may take of the 97 in the path of a socket of HAProxy's. Our folder's name takes 17,
+and Serve adds one of 56 for the node."""
+
 
 def cluster_address(address: str | None) -> str | None:
     """The cluster to use: the one named, else Ray's own variable, else None, and one is started."""
@@ -90,7 +95,7 @@ def ray_environment(
         binary = _haproxy_binary() if embedded else None
         folder = None
         if binary is not None and served is not None:
-            folder = Path(tempfile.mkdtemp(prefix="gangway-"))
+            folder = Path(tempfile.mkdtemp(prefix="gangway-", dir=parent_for_sockets(ROOM)))
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
             wanted |= haproxy_settings(folder, binary, served)
         for variable, value in wanted.items():

@@ -13,13 +13,13 @@ import ray
 
 from serving.config import Config, ParallelConfig
 from serving.errors import OperatorError
-from serving.own_folder import own_folder
+from serving.own_folder import own_folder, parent_for_sockets
 from serving.runtime import daemons, guardian
 from serving.runtime.environment import cluster_address
 from serving.runtime.registry import NAMESPACE
 
-LONGEST_FOLDER = 40
-"""Bytes. The path of a socket may have 107, and Ray's begin with its folder and go on for up to 66."""
+ROOM = 20
+"""Bytes that the temporary folder may take of the 107 in the path of a socket. Ours and Ray's folders take up to 87."""
 
 
 @contextmanager
@@ -63,8 +63,7 @@ def ray_folder() -> str | None:
     """
     if "RAY_TMPDIR" in os.environ:
         return None
-    folder = own_folder() / "ray"
-    return str(folder if len(str(folder)) <= LONGEST_FOLDER else own_folder("/tmp") / "ray")  # noqa: S108  looked at
+    return str(own_folder(parent_for_sockets(ROOM)) / "ray")
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import psutil
@@ -43,6 +44,18 @@ def test_the_files_of_an_embedded_cluster_are_private_and_go_with_it() -> None:
         folder = Path(environment["RAY_SERVE_HAPROXY_SOCKET_PATH"]).parent
         assert folder.stat().st_mode & 0o077 == 0
     assert not folder.exists()
+
+
+def test_haproxys_sockets_have_paths_that_it_takes_whatever_the_temporary_folder_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    environment: dict[str, str] = {}
+    with ray_environment(config(), embedded=True, environment=environment):
+        for name in ("RAY_SERVE_HAPROXY_SOCKET_PATH", "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH"):
+            socket = Path(environment[name])
+            assert socket.parent.stat().st_mode & 0o077 == 0
+            assert len(str(socket.parent / ("n" * 56) / socket.name)) <= 97
 
 
 def test_haproxy_opens_its_statistics_to_this_machine_only(tmp_path: Path) -> None:

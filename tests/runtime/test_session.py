@@ -6,7 +6,7 @@ import pytest
 
 from serving.config import ParallelConfig
 from serving.own_folder import own_folder
-from serving.runtime.session import LONGEST_FOLDER, missing_room, ray_folder
+from serving.runtime.session import ROOM, missing_room, ray_folder
 
 Nodes = list[dict[str, float]]
 
@@ -51,7 +51,7 @@ def test_a_temporary_folder_whose_name_is_too_long_for_a_socket_is_not_rays(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
-    long = tmp_path / ("x" * LONGEST_FOLDER)
+    long = tmp_path / ("x" * ROOM)
     long.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(long))
     assert ray_folder() == f"/tmp/gangway-{os.getuid()}/ray"
