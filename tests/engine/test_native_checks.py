@@ -11,16 +11,19 @@ from torch import Tensor
 from serving.config import ModelConfig
 from serving.engine.assembly import Assembly, recompute_buffers
 from serving.engine.attend import AttentionSpec
+from serving.engine.batch import Batch
 from serving.engine.checkpoint import open_checkpoint
 from serving.engine.collectives import Alone
 from serving.engine.families import read_config
+from serving.engine.kv_cache import KVShape, reserve
 from serving.engine.native import layer as native_layer
 from serving.engine.native import ops
+from serving.engine.native.attention import NativeAttention
 from serving.engine.native.layer import FusedLayer, FusedLayers
 from serving.engine.native.swap import swap
 from serving.engine.sharded_model import ShardedModel
 from serving.engine.skeleton import build_skeleton
-from tests.engine.tiny_models import save_model
+from tests.engine.tiny_models import MODELS, save_model
 
 BLOCK = 16
 FUSED = {
@@ -35,6 +38,8 @@ FUSED = {
     "granite": 16,
 }
 """Models whose layers the kernels compute, and the width of their heads."""
+NARROW = {"qwen3"}
+"""Of heads that are no whole vectors, which torch's own operators attend to."""
 
 
 class Cache:
@@ -58,17 +63,25 @@ def step_of(rows: int) -> ops.Step:
     return ops.Step(nowhere, nowhere, table, nowhere.int(), ops.scratch_for(BLOCK, 1))
 
 
-def fused(name: str, folder: Path) -> ShardedModel:
+def swapped(name: str, folder: Path, dtype: torch.dtype) -> ShardedModel:
     """A model as the kernels would compute it, its weights zeros."""
     save_model(name, folder)
     hf, family = read_config(ModelConfig(path=folder, max_model_len=32))
-    skeleton = build_skeleton(folder, hf, family, 1, torch.float32)
-    assembly = Assembly(skeleton, open_checkpoint(folder), Alone(), torch.float32)
+    skeleton = build_skeleton(folder, hf, family, 1, dtype)
+    assembly = Assembly(skeleton, open_checkpoint(folder), Alone(), dtype)
     model = assembly.finish(assembly.split_vocabulary(), {})
     swap(model, assembly.plan, 1)
     for name, part in assembly.plan.items():
-        model.assign(name, torch.zeros(part.shape))
+        model.assign(name, torch.zeros(part.shape, dtype=dtype))
+    if "head.weight" not in assembly.plan:
+        model.head.weight = model.base.get_input_embeddings().weight
     recompute_buffers(model.base, torch.device("cpu"))
+    return model
+
+
+def fused(name: str, folder: Path) -> ShardedModel:
+    """One whose layers are computed by one call."""
+    model = swapped(name, folder, torch.float32)
     cache = Cache(model.kv_heads, model.head_dim)
     for fused_layer in model.base.layers:
         fused_layer.attend = cache
@@ -109,6 +122,35 @@ def test_a_model_that_fits_reaches_the_kernels(name: str, tmp_path: Path, called
     (_, weights, count, *_) = called[0]
     assert count == 3
     assert [weights[0].heads, weights[0].kv_heads, weights[0].dim, weights[0].inner] == [6, 3, FUSED[name], 160]
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in NARROW])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_nothing_that_a_family_asks_of_the_kernels_is_refused(
+    dtype: torch.dtype, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The calls of its own forward, checked and then left out: results are whatever was in memory."""
+    done: list[str] = []
+    for module, function in (
+        (ops, "_product"),
+        (ops, "_norm"),
+        (ops, "_keep"),
+        (ops, "_attend"),
+        (native_layer, "_compute"),
+    ):
+        monkeypatch.setattr(module, function, lambda *_, function=function: done.append(function))
+    model = swapped(name, tmp_path, dtype)
+    shape = KVShape(layers=model.layers, kv_heads=model.kv_heads, head_dim=model.head_dim, dtype=dtype)
+    attention = NativeAttention(shape, reserve(shape, 2 * BLOCK, torch.device("cpu")), BLOCK, 1)
+    ids = torch.tensor([3, 4, 5])
+    slots, table = torch.arange(3), torch.zeros(1, 1, dtype=torch.int32)
+    attention.begin(
+        Batch(ids, slots, slots, table, torch.zeros(3, dtype=torch.int32), 0, 3, 0, (), slots[-1:], slots[-1:])
+    )
+    model.attach(attention)
+    with torch.inference_mode():
+        assert model.logits(model.hidden_states(ids, slots)[-1:]).shape == (1, model.vocab_size)
+    assert not {"_compute", "_attend"}.isdisjoint(done)
 
 
 def wider(model: ShardedModel) -> None:
