@@ -47,7 +47,7 @@ def test_a_cluster_that_ends_under_the_command_ends_it_with_a_sentence_and_leave
     try:
         server.wait_until_ready()
         (victim,) = server.named("/gcs/gcs_server ")
-        victim.terminate()
+        victim.kill()
         assert "has ended, and with it all requests" in server.wait_for_line("gangway: ")
         assert server.wait() == 1
         server.wait_until_gone()
