@@ -2,7 +2,7 @@
 
 Each body is handed to the application in this process, behind which an engine answers that has no model, while a clock
 ticks in the same loop: the longest time between two ticks is printed. All bodies fit `http.max_body_bytes`; most are
-refused. Exits 1 if any holds the loop for longer than 50 ms: on a machine that does nothing else.
+refused. Exits 1 if any holds the loop for longer than 50 ms.
 """
 
 import asyncio
@@ -107,17 +107,18 @@ VALUES = {
 
 
 class Clock:
-    """Ticks in the event loop."""
+    """Ticks in the event loop. Between two ticks no more counts than this process has computed: others may run too."""
 
     def __init__(self) -> None:
         self.longest = 0.0
 
     async def run(self) -> None:
-        last = time.perf_counter()
+        last = time.perf_counter(), time.process_time()
         while True:
             await asyncio.sleep(0.001)
-            now = time.perf_counter()
-            self.longest, last = max(self.longest, now - last), now
+            now = time.perf_counter(), time.process_time()
+            self.longest = max(self.longest, min(now[0] - last[0], now[1] - last[1]))
+            last = now
 
 
 async def post(app: Any, path: str, body: bytes) -> tuple[int, bytes]:
@@ -143,7 +144,8 @@ async def post(app: Any, path: str, body: bytes) -> tuple[int, bytes]:
         said = said or message.get("body", b"")[:300]
 
     ended: list[bool] = []
-    scope: Scope = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b""}
+    scope: Scope = {"type": "http", "method": "POST", "scheme": "http", "path": path, "query_string": b""}
+    scope["headers"] = [(b"host", b"127.0.0.1")]
     await app(scope, receive, send)
     answered.set()
     return status, said
@@ -154,7 +156,7 @@ async def measure(context: int, only: str) -> float:
     config = make_config(f"model.max_model_len={context}", "engine.max_running=64", "http.max_waiting=256")
     worst = 0.0
     with fake_group() as group:
-        group.behaviour.tokens_per_step = 1000
+        group.behaviour.pause_s = 0.002  # an engine without a pause is no engine, and its messages fill the loop
         service = Service(config, Tokenizer(config.model), group)
         group.start()
         await service.start()
@@ -172,6 +174,7 @@ async def measure(context: int, only: str) -> float:
             ticking.cancel()
             with suppress(asyncio.CancelledError):
                 await ticking
+            assert status in {200, 400}, said
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
             worst = max(worst, clock.longest)
             took = time.perf_counter() - begun
