@@ -70,7 +70,7 @@ class StrangerGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
-            self._check(Headers(scope=scope), scope["scheme"])
+            self._check(Headers(scope=scope), scope.get("scheme", "http"))
         await self._app(scope, receive, send)
 
     def _check(self, headers: Headers, scheme: str) -> None:
