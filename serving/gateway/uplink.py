@@ -177,6 +177,7 @@ class Uplink:
     async def _hear(self, link: LinkClient, generation: int) -> None:
         while link is self._link:
             message = await link.receive()
+            await asyncio.sleep(0)  # a message that is there already is no turn for others
             if message.generation != generation:
                 continue
             self._heard = self.ever_ready = True
