@@ -12,6 +12,8 @@ from serving.errors import InvalidRequest
 
 SLICE_BYTES = 64 * 1024
 """Looked at in one go, a millisecond at most."""
+READ_ON = 4
+"""A body over the limit is read on and thrown away up to that many times it: a client still sending sees no answer."""
 _MAX_DIGITS = 64
 """Of one number."""
 _ZEROS = bytes.maketrans(b"123456789", b"000000000")

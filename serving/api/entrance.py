@@ -14,14 +14,12 @@ from starlette.middleware import Middleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving.api.bounds import READ_ON
 from serving.api.errors import translate
 from serving.errors import BodyTooLarge
 
 MAX_BODY_BYTES = "GANGWAY_MAX_BODY_BYTES"
 """Environment variable with `http.max_body_bytes`: these processes have no configuration of ours. Not set: no bound."""
-
-_READ_ON = 4
-"""A body over the limit is read on and thrown away up to that many times it: a client still sending sees no answer."""
 
 
 def middlewares() -> list[Middleware]:
@@ -62,7 +60,7 @@ class _Intake:
         message = await self._next()
         if self._size <= self._limit:
             return message
-        while message.get("more_body") and self._size <= _READ_ON * self._limit:
+        while message.get("more_body") and self._size <= READ_ON * self._limit:
             message = await self._next()
         if not self._answered_inside:
             await self._refuse()

@@ -23,8 +23,6 @@ F = TypeVar("F", bound=Fields)
 _ON_LOOP_BYTES = 16 * 1024
 """Longer bodies are checked in a thread; a shorter one costs less than 5 ms, whatever is in it."""
 _thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bodies")
-_READ_ON = 4
-"""A body over the limit is read on and thrown away up to that many times it: a client still sending sees no answer."""
 _MAX_DIGITS = 18
 """Of a declared length; Python refuses to read a number of thousands of digits."""
 _MAX_FAULTS = 1000
@@ -74,7 +72,7 @@ async def _read_body(request: Request, limit: int) -> bytes:
             too_large = too_large or size > limit
             if not too_large:
                 body += chunk
-            elif size > _READ_ON * limit:
+            elif size > bounds.READ_ON * limit:
                 break
     except ClientDisconnect as error:
         raise ClientGone from error
