@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -13,7 +14,7 @@ from serving.gateway.journal import Entry
 from serving.gateway.service import Service
 from serving.gateway.suspects import Suspects
 from serving.gateway.tokenizer import Tokenizer
-from serving.messages import Sampling, Submit
+from serving.messages import Pooling, Sampling, Submit
 from tests.fake_engine import FakeGroup, answer, until
 from tests.gateway.test_service import request, texts
 
@@ -71,6 +72,20 @@ async def test_the_request_that_breaks_the_group_is_given_up_and_all_others_are_
     assert len(service.journal) == 0
     [culprit] = service.suspects.culprits
     assert culprit.prompt_tokens == len(POISON)
+
+
+async def test_a_request_for_a_vector_is_found_too_and_other_vectors_are_complete(
+    service: Service, group: FakeGroup
+) -> None:
+    group.behaviour.breaks_on = poisonous(0)  # type: ignore[assignment]
+    async with restarting(group):
+        wanted = [replace(request([prompt]), pooling=Pooling()) for prompt in ([1, 2], POISON, [3, 4])]
+        generations = [service.generate(one) for one in wanted]
+        first, poison, last = [asyncio.create_task(texts(generation)) for generation in generations]
+        with pytest.raises(RequestBreaksGroup):
+            await poison
+        await asyncio.gather(first, last)
+    assert [generation.choices[0].embedding is not None for generation in generations] == [True, False, True]
 
 
 async def test_an_equal_request_is_refused_at_once_whatever_its_seed(service: Service, group: FakeGroup) -> None:
