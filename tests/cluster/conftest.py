@@ -1,19 +1,19 @@
 """A cluster configuration that works, as a tree to be changed, and the definitions to hold manifests against."""
 
 import copy
-import os
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from cluster.loader import make_spec
 from cluster.spec import ClusterSpec
 from tests.cluster.definitions import Definition, read_definition
 
 ROOT = Path(__file__).parents[2]
+CRDS = ROOT / "tests" / "crds"
 CONFIGS = sorted((ROOT / "configs" / "cluster").glob("*.yaml"))
 
 TREE: dict[str, Any] = {
@@ -57,13 +57,6 @@ def make() -> MakeSpec:
 
 @pytest.fixture(scope="session")
 def definitions() -> dict[str, Definition]:
-    """Kind -> definition, of KubeRay's resources. They are data files beside the repository, not part of it."""
-    folder = Path(os.environ.get("GANGWAY_CRDS", ROOT.parent / "shared" / "crds"))
-    files = sorted(folder.glob("ray.io_ray*.yaml"))
-    if not files:
-        pytest.skip(f"no KubeRay definitions in {folder}; GANGWAY_CRDS names their folder")
-    found = [
-        read_definition(yaml.load(file.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
-        for file in files
-    ]
+    """Kind -> definition, of KubeRay's resources."""
+    found = [read_definition(json.loads(file.read_text(encoding="utf-8"))) for file in sorted(CRDS.glob("ray*.json"))]
     return {definition.kind: definition for definition in found}

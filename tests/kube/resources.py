@@ -1,15 +1,14 @@
 """The table of resources that the fake serves: Kubernetes' own, and what custom resource definitions add."""
 
-import os
+import json
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tests.kube.schema import Schema
 
+CRDS = Path(__file__).parents[1] / "crds"
 VERBS = ("create", "delete", "deletecollection", "get", "list", "patch", "update", "watch")
 
 
@@ -71,21 +70,10 @@ BUILT_IN = (
 )
 
 
-def crd_folder() -> Path | None:
-    """Where the published definitions are: `GANGWAY_CRDS`, else beside the repository; None where there are none."""
-    named = os.environ.get("GANGWAY_CRDS")
-    folder = Path(named) if named else Path(__file__).resolve().parents[2] / ".." / "shared" / "crds"
-    return folder if folder.is_dir() and any(folder.glob("ray.io_*.yaml")) else None
-
-
 @cache
 def load_definition(plural: str, group: str) -> dict[str, Any]:
-    """One published definition, read once a process: the largest takes half a second."""
-    folder = crd_folder()
-    if folder is None:
-        raise FileNotFoundError("no folder of custom resource definitions")
-    path = next(iter(sorted(folder.glob(f"{group}_{plural}.*yaml"))))
-    loaded: dict[str, Any] = yaml.load(path.read_text(), yaml.CSafeLoader)
+    """One published definition, read once a process."""
+    loaded: dict[str, Any] = json.loads((CRDS / f"{plural}.{group}.json").read_text(encoding="utf-8"))
     return loaded
 
 

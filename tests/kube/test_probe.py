@@ -96,7 +96,6 @@ def test_an_interface_that_is_no_text_is_shown() -> None:
 
 
 def test_two_processes_measure_each_other() -> None:
-    pytest.importorskip("torch")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
