@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from cluster.kinds import RAY_CLUSTER, RAY_JOB, Manifest
+from cluster.names import LAST_APPLIED
+from cluster.ownership import Applicable
+from cluster.snapshot import is_true, status
 
 UNTOLD = ("managedFields", "resourceVersion", "generation", "uid", "creationTimestamp", "selfLink")
 RAY_KINDS = (RAY_JOB.name, RAY_CLUSTER.name)
@@ -22,6 +25,8 @@ class Alteration:
     """As in `spec.rayVersion: 2.59.0 -> 2.60.0`."""
     live_template: bool = False
     """Whether it alters pods that run: KubeRay ignores that or answers it by killing them."""
+    sent: Applicable | None = None
+    """What to apply; None where nothing is."""
 
     @property
     def recreatable(self) -> bool:
@@ -35,21 +40,29 @@ class Alteration:
         return f"{past} {self.kind} {self.name}{told}{f'{chr(10)}    and {more} more fields' if more > 0 else ''}"
 
 
-def alteration(live: Manifest | None, after: Manifest) -> Alteration:
-    """What becomes of a live object (None: there is none) that would be `after`."""
+def alteration(live: Manifest | None, after: Manifest, sent: Applicable | None = None) -> Alteration:
+    """What becomes of a live object (None: there is none) that would be `after`, once `sent` is applied."""
     kind, name = after["kind"], after["metadata"]["name"]
     if live is None:
-        return Alteration(kind, name, "create")
+        return Alteration(kind, name, "create", sent=sent)
     fields = tuple(differences(_told(live), _told(after)))
     if not fields:
         return Alteration(kind, name, "keep")
     spec = any(field.startswith("spec.") for field in fields)
-    return Alteration(kind, name, "change", fields, live_template=kind in RAY_KINDS and spec)
+    return Alteration(kind, name, "change", fields, kind in RAY_KINDS and spec and not _held(live), sent)
+
+
+def _held(live: Manifest) -> bool:
+    """Whether it is suspended and has no pods: KubeRay makes them of what it says when it is let go."""
+    if not live["spec"].get("suspend"):
+        return False
+    return is_true(live, "RayClusterSuspended") or (live["kind"] == "RayJob" and not status(live).get("rayClusterName"))
 
 
 def _told(obj: Manifest) -> Manifest:
-    """Without what the server and controllers write: status, bookkeeping, and Kueue's `suspend`."""
+    """Without what the server and controllers write: status, bookkeeping, ours too, and Kueue's `suspend`."""
     meta = {key: value for key, value in obj["metadata"].items() if key not in UNTOLD}
+    meta["annotations"] = {key: text for key, text in meta.get("annotations", {}).items() if key != LAST_APPLIED}
     spec = {key: value for key, value in obj.get("spec", {}).items() if key != "suspend"}
     return {**{k: v for k, v in obj.items() if k != "status"}, "metadata": meta, "spec": spec}
 

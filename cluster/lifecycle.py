@@ -24,7 +24,8 @@ from cluster.kinds import (
 )
 from cluster.names import INSTANCE, MANAGED_BY, MANAGER
 from cluster.observe import Observer, Wait
-from cluster.refusals import Missing
+from cluster.ownership import applicable, says_all
+from cluster.refusals import Conflict, Missing
 from cluster.snapshot import Gang, Snapshot, status, title
 from cluster.stages import stage
 
@@ -32,6 +33,8 @@ POLL_S = 2.0
 """Longest pause between two looks: `/readyz` has no watch."""
 
 LOG_LINES = 20
+ATTEMPTS = 3
+"""To apply one document while others write to it."""
 
 Say = Callable[[str], None]
 
@@ -71,9 +74,20 @@ class Lifecycle:
 
     def _apply(self, documents: Sequence[Manifest], alterations: Sequence[Alteration], *, force: bool = False) -> None:
         for document, row in zip(documents, alterations, strict=True):
-            if row.verb != "keep":
-                self.client.apply(document, force=force)
-            self.say(str(row))
+            self.say(str(self._apply_one(document, row, force)))
+
+    def _apply_one(self, document: Manifest, row: Alteration, force: bool) -> Alteration:
+        """Looked at again where somebody else has written meanwhile: what they have added is to stay."""
+        for _ in range(ATTEMPTS):
+            if row.sent is None:
+                return row
+            try:
+                self.client.apply(row.sent.manifest, force=force or row.sent.force)
+            except Conflict:
+                row = self._compare(document, force)
+            else:
+                return row
+        raise ConflictError(f"{row.kind} {row.name} is being changed by others all the time", fix="run `up` again")
 
     def resubmit(self, document: Manifest) -> Snapshot:
         """Run a submission anew on its standing cluster, and wait as `up` does."""
@@ -86,8 +100,7 @@ class Lifecycle:
             self._wait_gone((RAY_JOB,))
         observer = Observer(self.client, self.gang)
         observer.look()
-        self.client.apply(document)
-        self.say(f"created RayJob {name}")
+        self._apply([document], self.compare([document]))
         return self.wait_ready(observer)
 
     def create(self, documents: Sequence[Manifest]) -> None:
@@ -122,7 +135,7 @@ class Lifecycle:
             self.wait(POLL_S)
 
     def compare(self, documents: Sequence[Manifest], *, force: bool = False) -> list[Alteration]:
-        """What applying would change, as the server itself works it out (dry run)."""
+        """What applying would change, as the server itself works it out (dry run). Nothing, where all is there."""
         return [self._compare(document, force) for document in documents]
 
     def _compare(self, document: Manifest, force: bool) -> Alteration:
@@ -131,8 +144,12 @@ class Lifecycle:
         if live is not None and live["metadata"].get("deletionTimestamp"):
             text = f"{document['kind']} {meta['name']} is being deleted"
             raise ConflictError(text, fix="wait for `gangway cluster down` to end, then run `up` again")
+        if live is not None and says_all(live, document):
+            return Alteration(document["kind"], meta["name"], "keep")
+        sent = applicable(document, live)
         try:
-            return alteration(live, self.client.apply(document, dry_run=True, force=force))
+            after = self.client.apply(sent.manifest, dry_run=True, force=force or sent.force)
+            return alteration(live, after, sent)
         except Missing as error:
             raise _not_installed(error, document) from error
 

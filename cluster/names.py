@@ -34,6 +34,9 @@ SPEC_HASH: Final = "gangway/spec-hash"
 CONFIG_HASH: Final = "gangway/config-hash"
 """Annotation on pods: changes with the serving configuration, which a running pod would not read again."""
 
+LAST_APPLIED: Final = "gangway/last-applied"
+"""Annotation on every object that `up` applies: the manifest as it was applied last, before others added to it."""
+
 MAX_CLUSTER_NAME: Final = 53
 MAX_JOB_NAME: Final = 47
 """KubeRay's limits: it puts suffixes behind the names of a RayCluster and a RayJob (1.7, `utils/constant.go`)."""

@@ -14,7 +14,8 @@ from tests.kube.errors import StatusError
 from tests.kube.pods import head_pod, replica_pods, services, token_secret, token_wanted, worker_groups
 from tests.kube.rules import cluster_faults, job_faults
 from tests.kube.scene import add_event, condition, condition_is, set_status
-from tests.kube.store import Store
+from tests.kube.store import Change, Store, Write
+from tests.kube.write_back import JOB_FINALIZER, finalized, released
 
 Object = dict[str, Any]
 JOBS, CLUSTERS = "rayjobs.ray.io", "rayclusters.ray.io"
@@ -33,7 +34,9 @@ class Operator:
 
     def reconcile_all(self) -> None:
         for job in self.store.select(JOBS):
-            if "deletionTimestamp" not in job["metadata"]:
+            if "deletionTimestamp" in job["metadata"]:
+                self._write_back(job, released)
+            else:
                 self._reconcile_job(job)
         for cluster in self.store.select(CLUSTERS):
             if "deletionTimestamp" not in cluster["metadata"]:
@@ -47,6 +50,8 @@ class Operator:
             add_event(self.store, self.clock, job, "InvalidRayJobSpec", fault)
             self._job_status(job, jobDeploymentStatus="ValidationFailed", reason="ValidationFailed", message=fault)
             return
+        if JOB_FINALIZER not in job["metadata"].get("finalizers", []):
+            job = self._write_back(job, finalized)
         if job["spec"].get("suspend"):
             self._suspend_job(job)
             return
@@ -60,6 +65,11 @@ class Operator:
             self._start_job(job, selected)
         elif cluster.get("status", {}).get("state") == "ready":
             self._run_job(job, cluster)
+
+    def _write_back(self, job: Object, change: Change) -> Object:
+        """An update of the whole object: what it changes is the operator's own from then on."""
+        meta = job["metadata"]
+        return self.store.change(JOBS, meta["name"], meta["namespace"], change, Write(manager="kuberay-operator"))
 
     def _run_job(self, job: Object, cluster: Object) -> None:
         """Submit the command, then follow it; here it is only made believe."""

@@ -98,8 +98,10 @@ def test_differences_name_each_leaf() -> None:
 
 def test_what_controllers_write_is_no_change() -> None:
     after = {"kind": "RayJob", "metadata": {"name": "a"}, "spec": {"x": 1}}
-    live = {**after, "metadata": {"name": "a", "uid": "u", "managedFields": []}, "status": {"s": 1}}
+    live: Object = {**after, "metadata": {"name": "a", "uid": "u", "managedFields": []}, "status": {"s": 1}}
     live["spec"] = {"x": 1, "suspend": True}
     assert alteration(live, after).verb == "keep"
+    assert not alteration(live, {**after, "spec": {"x": 2}}).live_template, "it is suspended and has no pods"
+    live["status"]["rayClusterName"] = "a-b1c2d"
     assert alteration(live, {**after, "spec": {"x": 2}}).live_template
     assert not alteration(live, {**after, "metadata": {"name": "a", "labels": {"t": "r"}}}).live_template

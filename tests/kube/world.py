@@ -14,6 +14,8 @@ from tests.kube.resources import Resource
 from tests.kube.scene import add_event, add_node, add_operator, condition_is
 from tests.kube.scheduler import place_all, requests
 from tests.kube.server import KubeServer
+from tests.kube.store import Write
+from tests.kube.write_back import admitted
 
 Object = dict[str, Any]
 SERVE_PORT, DASHBOARD_PORT = 8000, 8265
@@ -137,6 +139,9 @@ class World:
                 obj["spec"]["suspend"] = True
 
         self.store.admissions.append(admit)
+
+    def kueue_admits(self, job: str, namespace: str = "default") -> None:
+        self.store.change("rayjobs.ray.io", job, namespace, admitted, Write(manager="kueue"))
 
     def kueue_refuses(self, job: str, namespace: str = "default") -> None:
         text = (
