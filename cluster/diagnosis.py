@@ -33,7 +33,6 @@ SCHEDULER_NAMES = {
     "volcano": "volcano",
     "yunikorn": "yunikorn",
     "kai": "kai-scheduler",
-    "scheduler-plugins": "scheduler-plugins-scheduler",
 }
 """What the operator writes into pods, if it was started for that scheduler."""
 SCHEDULER_ARGUMENTS = {**{name: name for name in SCHEDULER_NAMES}, "kai": "kai-scheduler"}

@@ -15,6 +15,7 @@ from cluster.drain import drain
 from cluster.errors import ClusterError, ConflictError, PlatformError, RoomError, WaitTimeout
 from cluster.kinds import (
     APPLIED,
+    DEPLOYMENT,
     POD,
     RAY_CLUSTER,
     RAY_JOB,
@@ -23,9 +24,10 @@ from cluster.kinds import (
     kind_of,
 )
 from cluster.names import INSTANCE, MANAGED_BY, MANAGER
-from cluster.observe import Observer, Wait
+from cluster.observe import OPERATOR_LABEL, Observer, Wait
+from cluster.operator_check import require_an_operator_that_serves
 from cluster.ownership import applicable, says_all
-from cluster.refusals import Conflict, Missing
+from cluster.refusals import Conflict, Denied, Missing
 from cluster.snapshot import Gang, Snapshot, status, title
 from cluster.stages import stage
 
@@ -61,8 +63,10 @@ class Lifecycle:
 
         Raises:
             ConflictError: it would alter live pods and not `recreate`, or fields that others own and not `force`.
+            PlatformError: the operator was started for a scheduler with which it would never submit the command.
             ClusterError: a row of the failure table fits, or the time is over.
         """
+        self._require_an_operator_that_serves()
         alterations = self.compare(documents, force=force)
         touched = [row for row in alterations if row.live_template or (recreate and row.recreatable)]
         if touched:
@@ -71,6 +75,14 @@ class Lifecycle:
         observer.look()
         self._apply(documents, alterations, force=force)
         return self.wait_ready(observer)
+
+    def _require_an_operator_that_serves(self) -> None:
+        """Before anything is applied, as far as its Deployment may be read."""
+        try:
+            operators = self.client.list(DEPLOYMENT, labels=OPERATOR_LABEL)
+        except (Denied, Missing):
+            return
+        require_an_operator_that_serves(operators, self.gang.namespace, self.gang.kind)
 
     def _apply(self, documents: Sequence[Manifest], alterations: Sequence[Alteration], *, force: bool = False) -> None:
         for document, row in zip(documents, alterations, strict=True):
@@ -92,6 +104,7 @@ class Lifecycle:
     def resubmit(self, document: Manifest) -> Snapshot:
         """Run a submission anew on its standing cluster, and wait as `up` does."""
         name = document["metadata"]["name"]
+        self._require_an_operator_that_serves()
         if self.client.find(RAY_CLUSTER, self.gang.name, self.gang.namespace) is None:
             raise ConflictError(f"there is no RayCluster {self.gang.name}", fix="run `gangway cluster up` first")
         self._drain()
@@ -105,6 +118,7 @@ class Lifecycle:
 
     def create(self, documents: Sequence[Manifest]) -> None:
         """Apply what must not be there yet, and do not wait. Raises `ConflictError` where its RayJob is."""
+        self._require_an_operator_that_serves()
         name = documents[-1]["metadata"]["name"]
         if self.client.find(RAY_JOB, name, self.gang.namespace) is not None:
             raise ConflictError(f"there is a RayJob {name} already", fix="let it end, then remove it with `down`")

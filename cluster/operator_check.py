@@ -1,12 +1,14 @@
 """The part of `doctor` that looks at KubeRay's operator: what its Deployment says about how it was started. Pure."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from cluster.diagnosis import SCHEDULER_ARGUMENTS
+from cluster.errors import PlatformError
 from cluster.facts import Facts
 from cluster.kinds import Manifest
+from cluster.rules import why_never
 from cluster.snapshot import status
 from cluster.spec import ClusterSpec
 
@@ -45,7 +47,7 @@ def _operator(deployment: Manifest, spec: ClusterSpec) -> Told:
         yield "fail", f"{container['image']} does not recycle a replica as a whole", "use KubeRay 1.6 or later"
     else:
         yield "ok", f"{name} runs {container['image']}", ""
-    arguments = [*container.get("command", []), *container.get("args", [])]
+    arguments = _arguments(deployment)
     watched = argument(arguments, "watch-namespace")
     if watched and spec.namespace not in watched.split(","):
         yield "fail", f"{name} watches {watched}, not {spec.namespace}", "add it to helm's watchNamespace"
@@ -53,14 +55,38 @@ def _operator(deployment: Manifest, spec: ClusterSpec) -> Told:
 
 
 def _batch_scheduler(arguments: list[str], spec: ClusterSpec) -> Told:
-    legacy = argument(arguments, "enable-batch-scheduler") == "true"
-    found = argument(arguments, "batch-scheduler") or ("volcano" if legacy else "")
+    found = batch_scheduler(arguments)
     wanted = SCHEDULER_ARGUMENTS.get(spec.gang.scheduler)
-    if wanted is not None and found != wanted:
+    if (hopeless := why_never(found, spec.ray.kind)) is not None:
+        yield "fail", f"the operator runs --batch-scheduler={found}: {hopeless[0]}", hopeless[1]
+    elif wanted is not None and found != wanted:
         fix = f"start the operator with --batch-scheduler={wanted} (helm: batchScheduler.name)"
         yield "fail", f"the operator runs --batch-scheduler={found!r}, so gang labels are ignored", fix
     else:
         yield "ok", f"the operator's batch scheduler is {found or 'none'}, as gang.scheduler needs", ""
+
+
+def require_an_operator_that_serves(deployments: Iterable[Manifest], namespace: str, kind: str) -> None:
+    """Raises `PlatformError` where the operator of this namespace would never submit the command, and never say so."""
+    for deployment in deployments:
+        arguments = _arguments(deployment)
+        watched = argument(arguments, "watch-namespace")
+        found = batch_scheduler(arguments)
+        hopeless = why_never(found, kind)
+        if hopeless is not None and (not watched or namespace in watched.split(",")):
+            why, fix = hopeless
+            raise PlatformError(f"KubeRay's operator runs --batch-scheduler={found}: {why}", fix=fix)
+
+
+def _arguments(deployment: Manifest) -> list[str]:
+    container = deployment["spec"]["template"]["spec"]["containers"][0]
+    return [*container.get("command", []), *container.get("args", [])]
+
+
+def batch_scheduler(arguments: list[str]) -> str:
+    """The scheduler that the operator was started for; "" for none."""
+    legacy = argument(arguments, "enable-batch-scheduler") == "true"
+    return argument(arguments, "batch-scheduler") or ("volcano" if legacy else "")
 
 
 def argument(arguments: list[str], name: str) -> str | None:

@@ -56,8 +56,12 @@ _SECRET = re.compile(
 )
 _TAGGED_RAY = re.compile(r"ray[-_.]?v?(\d+\.\d+\.\d+)", re.IGNORECASE)
 
-ONLY_CLUSTERS = {"scheduler-plugins", "in-tree"}
-"""Schedulers for which KubeRay refuses a RayJob ("currently only RayCluster is supported")."""
+NEVER_SERVED = {"scheduler-plugins"}
+"""Schedulers for which KubeRay refuses every RayJob ("currently only RayCluster is supported"), at every look, without
+an event; the command that serves is submitted by one, whatever `ray.kind` (KubeRay 1.7, `batchscheduler/`)."""
+
+ONLY_JOBS = {"volcano"}
+"""Schedulers for which it refuses a RayJob that selects a standing cluster, as silently."""
 
 TAKEN = ("/etc", "/var/cache/gangway", "/dev", "/proc", "/sys")
 """Folders of the image that no volume may cover."""
@@ -171,11 +175,8 @@ def _tag(ref: str) -> str:
 
 def _gang(spec: ClusterSpec) -> Iterator[str]:
     gang = spec.gang
-    if gang.scheduler in ONLY_CLUSTERS and spec.ray.kind == "job":
-        yield (
-            f"gang.scheduler {gang.scheduler}: KubeRay gangs only a RayCluster with it, which a batch job is not; "
-            "to serve, set ray.kind to cluster"
-        )
+    if (hopeless := why_never(gang.scheduler, spec.ray.kind)) is not None:
+        yield f"gang.scheduler {gang.scheduler}: {'; '.join(hopeless)}"
     if gang.scheduler in {"kueue", "kai"} and gang.queue is None:
         yield f"gang.queue: {gang.scheduler} leaves pods without a queue pending for ever; name one"
     if gang.queue is not None and gang.scheduler not in WITH_QUEUES:
@@ -186,6 +187,18 @@ def _gang(spec: ClusterSpec) -> Iterator[str]:
         yield f"gang.topology_level: Volcano's is the number of a tier, not {gang.topology_level}"
     if (gang.scheduler == "kai" and gang.topology_level is not None) != (gang.topology is not None):
         yield "gang.topology: KAI's topology_level needs the name of its Topology, and nothing else takes one"
+
+
+def why_never(scheduler: str, kind: str) -> tuple[str, str] | None:
+    """Why nothing could ever be served where KubeRay's operator was started for this scheduler, and what to do; None
+    where it could.
+    """
+    if scheduler in NEVER_SERVED:
+        why = "KubeRay refuses every RayJob with it, and so the command that serves"
+        return why, "use none, volcano, yunikorn, kueue, kai or in-tree, and start the operator for that"
+    if scheduler in ONLY_JOBS and kind == "cluster":
+        return "KubeRay refuses to submit a command to a standing cluster with it", "set ray.kind to job"
+    return None
 
 
 def _env(spec: ClusterSpec) -> Iterator[str]:

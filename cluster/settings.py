@@ -78,7 +78,7 @@ class RayConfig(Section):
 
     kind: Literal["job", "cluster"] = "job"
     """job: a RayJob, which KubeRay forms anew as a whole when it ends. cluster: a RayCluster that stays, to which the
-    command is submitted; some gang schedulers know nothing else."""
+    command is submitted; Volcano refuses that, and the scheduler `in-tree` knows nothing else."""
 
     backoff_limit: int = Field(default=3, ge=0)
     """RayJob: how often KubeRay forms the whole cluster anew after the command has failed for good."""
@@ -146,7 +146,8 @@ class GangConfig(Section):
 
     scheduler: Literal["none", "volcano", "yunikorn", "kueue", "kai", "scheduler-plugins", "in-tree"] = "none"
     """The gang scheduler that the KubeRay operator was started for (Kueue needs no such start). none: pods are placed
-    one by one, and two gangs can each hold half of what both need."""
+    one by one, and two gangs can each hold half of what both need. Refused: scheduler-plugins, with which KubeRay takes
+    no RayJob, and volcano with `ray.kind: cluster`."""
 
     queue: LabelValue | None = None
     """Queue: Volcano's Queue, YuniKorn's queue, Kueue's LocalQueue, KAI's queue. Kueue and KAI need one."""

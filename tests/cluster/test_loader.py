@@ -15,7 +15,6 @@ from cluster.errors import SpecError
 from cluster.loader import checked, load_spec, make_spec
 from cluster.manifest import render
 from cluster.probe import probe_documents
-from cluster.rules import ONLY_CLUSTERS
 from cluster.spec import ClusterSpec
 from cluster.submission import submission
 from tests.cluster.conftest import ROOT, TREE, MakeSpec, changed_tree
@@ -128,19 +127,6 @@ def test_loading_and_checking_again_gives_an_equal_one(files: Callable[..., Path
     spec = load_spec(files(storage__batch=BATCH))
     assert checked(spec) == spec == make_spec(changed_tree(storage__batch=BATCH))
     assert TREE["name"] == spec.name
-
-
-@pytest.mark.parametrize("scheduler", sorted(ONLY_CLUSTERS))
-def test_a_batch_job_is_refused_where_its_scheduler_gangs_no_jobs(
-    scheduler: str, make: MakeSpec, files: Callable[..., Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    changes = {"gang": {"scheduler": scheduler}, "ray": {"kind": "cluster"}, "storage__batch": BATCH}
-    assert render(make(**changes))[-1]["kind"] == "RayCluster"
-    with pytest.raises(SpecError, match=r"batch job gang-batch: gang\.scheduler .* which a batch job is not"):
-        batch_documents(make(**changes), ROWS)
-    with pytest.raises(SpecError, match="which a batch job is not"):
-        run("submit", files(**changes), "--batch", "--dry-run", *ROWS)
-    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("mount", ["/", "/etc/gangway", "/dev/shm", "/var/cache/gangway/x"])

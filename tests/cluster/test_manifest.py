@@ -15,7 +15,7 @@ from cluster.errors import SpecError
 from cluster.loader import load_spec, make_spec
 from cluster.manifest import render, to_yaml
 from cluster.names import CONFIG_HASH, INSTANCE, SPEC_HASH
-from cluster.rules import ONLY_CLUSTERS
+from cluster.rules import why_never
 from serving.config import load_config
 from tests.cluster.conftest import CONFIGS, MakeSpec, changed_tree
 from tests.cluster.definitions import Definition
@@ -29,8 +29,7 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
     "yunikorn": {"gang": {"queue": "root.q", "priority_class": "high"}},
     "kueue": {"gang": {"queue": "q", "priority_class": "high", "topology_level": "rack"}},
     "kai": {"gang": {"queue": "q", "topology": "t", "topology_level": "rack", "topology_required": False}},
-    "scheduler-plugins": {"gang": {"priority_class": "high"}, "ray": {"kind": "cluster"}},
-    "in-tree": {"gang": {}, "ray": {"kind": "cluster"}},
+    "in-tree": {"gang": {}},
 }
 
 EVERYTHING: dict[str, Any] = {
@@ -125,7 +124,7 @@ def test_every_shipped_configuration_is_valid(path: Path, definitions: dict[str,
         (scheduler, kind)
         for scheduler in SCHEDULERS
         for kind in ("job", "cluster")
-        if kind == "cluster" or scheduler not in ONLY_CLUSTERS
+        if why_never(scheduler, kind) is None
     ],
 )
 def test_every_setting_renders_to_what_is_valid(scheduler: str, kind: str, definitions: dict[str, Definition]) -> None:

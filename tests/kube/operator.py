@@ -59,6 +59,8 @@ class Operator:
         if status.get("jobDeploymentStatus") in ("Complete", "Failed"):
             return
         selected = job["spec"].get("clusterSelector", {}).get("ray.io/cluster")
+        if self.batch_scheduler == "scheduler-plugins" or (self.batch_scheduler == "volcano" and selected):
+            return  # An error in its log, again and again: neither an event nor a status.
         name = selected or status.get("rayClusterName", "")
         cluster = self.store.find(CLUSTERS, name, job["metadata"]["namespace"])
         if cluster is None:

@@ -10,8 +10,9 @@ import typer
 import yaml
 
 from cluster.cli import app
-from cluster.errors import ConflictError, SpecError, WorkloadError
+from cluster.errors import ConflictError, PlatformError, SpecError, WorkloadError
 from cluster.loader import load_spec
+from tests.kube.scene import add_operator
 from tests.kube.server import KubeServer
 from tests.kube.test_doctor import CONFIG, set_scene
 from tests.kube.world import Beat, World
@@ -22,7 +23,7 @@ BATCH = ("--batch", "--set", "storage.batch.mount_path=/work", "--set", "storage
 
 @pytest.fixture
 def world(kube: KubeServer) -> Iterator[World]:
-    made = World(kube, batch_scheduler="volcano")
+    made = World(kube, batch_scheduler="")
     set_scene(kube, load_spec(CONFIG))
     with Beat(made) as moving:
         yield moving
@@ -88,6 +89,19 @@ def test_a_standing_cluster_gets_its_command_and_gets_it_again(
     assert len(world.store.select("rayclusters.ray.io")) == 1
     assert command("down", *standing) == 0
     assert world.store.select("rayclusters.ray.io") == []
+
+
+@pytest.mark.parametrize("batch_scheduler", ["volcano", "scheduler-plugins"])
+@pytest.mark.parametrize("verb", ["up", "submit"])
+def test_a_standing_cluster_that_its_operator_would_never_serve_is_refused_before_anything_is_applied(
+    command: Command, kube: KubeServer, batch_scheduler: str, verb: str
+) -> None:
+    set_scene(kube, load_spec(CONFIG))
+    add_operator(kube.store, batch_scheduler=batch_scheduler)
+    with pytest.raises(PlatformError, match=f"--batch-scheduler={batch_scheduler}: KubeRay refuses"):
+        command(verb, "--set", "ray.kind=cluster")
+    assert kube.store.select("rayclusters.ray.io") == []
+    assert not [call for call in kube.calls if call[0] == "PATCH"]
 
 
 def test_a_job_is_not_submitted_by_hand(command: Command) -> None:

@@ -122,6 +122,22 @@ def test_an_operator_for_another_scheduler_is_told_with_the_argument(look: Exami
     assert any("--batch-scheduler=volcano" in row.fix for row in rows)
 
 
+@pytest.mark.parametrize(
+    ("batch_scheduler", "kind", "fix"),
+    [("volcano", "cluster", "set ray.kind to job"), ("scheduler-plugins", "job", "start the operator for that")],
+)
+def test_an_operator_that_would_never_submit_the_command_fails(
+    kube: KubeServer, client: Client, batch_scheduler: str, kind: str, fix: str
+) -> None:
+    spec = load_spec(CONFIG, [f"ray.kind={kind}"])
+    set_scene(kube, spec)
+    add_operator(kube.store, batch_scheduler=batch_scheduler)
+    rows = [row for row in examine(Reader(client, spec).read(), spec) if row.level == "fail"]
+    assert [row.check for row in rows] == ["operator"]
+    assert f"--batch-scheduler={batch_scheduler}: KubeRay refuses" in rows[0].text
+    assert rows[0].fix.endswith(fix)
+
+
 def test_an_operator_that_is_too_old_fails(look: Examine) -> None:
     assert any("does not recycle a replica" in text for text in failed(look(image="v1.5.1")))
 
