@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -152,13 +154,56 @@ async def test_each_generation_has_keys_of_its_own(server: LinkServer) -> None:
     other.close()
 
 
-async def test_closing_never_waits_for_an_absent_peer() -> None:
-    server = LinkServer("127.0.0.1", generation=1)
-    endpoint = server.endpoint
-    server.close()
-    client = LinkClient(endpoint)
+CLIENT_OF_NOBODY = """
+import asyncio, sys
+import msgspec
+from serving.link import LinkClient
+from serving.messages import Beat, Endpoint
+
+async def send_and_close():
+    client = LinkClient(msgspec.json.decode(sys.argv[1], type=Endpoint))
     client.send(Beat())
     client.close()
+
+asyncio.run(send_and_close())
+"""
+
+
+def test_closing_never_waits_for_an_absent_peer() -> None:
+    """In a process of its own, since a close that waits cannot be interrupted."""
+    server = LinkServer("127.0.0.1", generation=1)
+    endpoint = msgspec.json.encode(server.endpoint).decode()
+    server.close()
+    subprocess.run([sys.executable, "-c", CLIENT_OF_NOBODY, endpoint], check=True, timeout=60)
+
+
+SERVER_OF_A_STALLED_CLIENT = """
+import sys, zmq
+from serving.link import LinkClient, LinkServer
+from serving.messages import Beat, Delta, EngineStats, StepOutput, encode
+
+server = LinkServer("127.0.0.1", generation=1)
+context = zmq.Context()
+client = context.socket(zmq.DEALER)
+client.curve_serverkey = server.endpoint.server_public.encode()
+client.curve_publickey = server.endpoint.client_public.encode()
+client.curve_secretkey = server.endpoint.client_secret.encode()
+client.linger = 0
+client.connect(server.endpoint.address)
+client.send(encode(Beat()))
+messages = []
+while not messages:
+    messages = server.receive(1.0)
+deltas = [Delta(id="x" * 1000, tokens=list(range(1000)))] * 10
+while server.send(messages[0][0], StepOutput(generation=1, step=0, deltas=deltas, stats=EngineStats())):
+    pass
+server.close()
+context.destroy(linger=0)
+"""
+
+
+def test_closing_never_waits_for_a_peer_that_does_not_read() -> None:
+    subprocess.run([sys.executable, "-c", SERVER_OF_A_STALLED_CLIENT], check=True, timeout=60)
 
 
 async def test_a_link_that_lost_its_connection_says_so_instead_of_filling_up() -> None:

@@ -1,7 +1,10 @@
 """The guardian of a session that is a folder, with processes that have a file open in it."""
 
+import fcntl
+import os
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +47,13 @@ class Folder:
         assert process.stdout.readline().strip() == "up"
         self.started.append(process)
         return psutil.Process(process.pid)
+
+    def write(self) -> None:
+        """Write one byte to the guardian, and return when it has read it."""
+        assert self.guardian.stdin is not None
+        line = self.guardian.stdin.fileno()
+        os.write(line, b"x")
+        eventually(lambda: not any(fcntl.ioctl(line, termios.FIONREAD, bytes(4))))
 
     def let_go(self) -> None:
         """What the end of the command does."""
@@ -115,8 +125,9 @@ def test_shared_memory_that_the_session_had_open_goes_with_it(folder: Folder) ->
 
 def test_while_the_command_lives_nothing_happens(folder: Folder) -> None:
     process = folder.start(sys.executable, "-c", HANGS, opened=folder.log)
-    assert folder.guardian.stdin is not None
-    folder.guardian.stdin.write(b"x")
-    folder.guardian.stdin.flush()
+    folder.write()
+    folder.write()  # it is read only by a guardian that waits again after the first
     assert folder.guardian.poll() is None
     assert lives(process)
+    assert (folder.session / "sockets" / "raylet").exists()
+    assert folder.leftover.exists()
