@@ -6,7 +6,8 @@
 FROM python:3.11.14-slim-bookworm AS build
 ARG PIP_EXTRA_INDEX_URL=""
 ENV PIP_EXTRA_INDEX_URL=${PIP_EXTRA_INDEX_URL}
-# Some packages are built from source.
+# Some packages are built from source. No versions: Debian's archive keeps only the newest of each.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ ninja-build \
     && rm -rf /var/lib/apt/lists/*
@@ -19,6 +20,8 @@ RUN scripts/install.sh /opt/gangway
 
 FROM python:3.11.14-slim-bookworm
 # The compiler builds the CPU kernels for the processor that the pod lands on, in seconds, and DeepSpeed's when they are used.
+# The quotes are single so that the shell that reads the file expands PATH, not this one.
+# hadolint ignore=DL3008,SC2016
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ procps \
     && rm -rf /var/lib/apt/lists/* \

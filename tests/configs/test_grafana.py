@@ -1,11 +1,9 @@
-"""The dashboard and the alerts ask only for what a live scrape has, labels included, and the scrape is valid.
-
-A query is taken apart by its words, which is not a parser of PromQL: a wrong function would not be noticed.
-"""
+"""The dashboard and the alerts ask only for what a live scrape has, labels included, and the scrape is valid."""
 
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
+from promql_parser import AggregateExpr, BinaryExpr, Expr, VectorSelector, parse, walk
 
 from tests.api.conftest import serving
 from tests.fake_engine import FakeGroup, fake_group
@@ -32,10 +31,8 @@ CONTRACT = {
 """Names that others rely on, and their kinds; the parser takes a counter's `_total` off."""
 FROM_THE_SCRAPE = {"instance", "job"}
 """Labels that Prometheus adds."""
-_WORDS_OF_PROMQL = {"by", "without", "and", "or", "unless", "on", "ignoring", "group_left", "group_right", "offset"}
-_MATCHERS = re.compile(r"([a-zA-Z_:][\w:]*)\{([^}]*)\}")
-_GROUPING = re.compile(r"\b(?:by|without|on|ignoring)\s*\(([^)]*)\)")
-_NAME = re.compile(r"(?<![\w$.])[a-zA-Z_:][\w:]*(?!\s*\(|[\w:])")
+_RANGES = re.compile(r"\$(?:__rate_interval|__range)\b")
+"""Variables of Grafana's that stand where PromQL wants a duration."""
 
 
 @cache
@@ -59,17 +56,32 @@ def queries() -> list[str]:
     return asked + [rule["expr"] for rule in rules()]
 
 
-def names(query: str) -> set[str]:
-    """The metrics of a query."""
-    bare = re.sub(r"\{[^}]*\}|\[[^\]]*\]", "", query)
-    return set(_NAME.findall(_GROUPING.sub("", bare))) - _WORDS_OF_PROMQL
+@dataclass
+class Asked:
+    """What a query asks for."""
+
+    metrics: set[str] = field(default_factory=set)
+    labels: set[str] = field(default_factory=set)
+    """Those that it selects, groups or matches by."""
+
+    def note(self, node: Expr) -> bool:
+        if isinstance(node, VectorSelector):
+            assert node.name is not None
+            self.metrics.add(node.name)
+            self.labels |= {matcher.name for matcher in node.matchers.matchers}
+        elif isinstance(node, AggregateExpr) and node.modifier:
+            self.labels |= set(node.modifier.labels)
+        elif isinstance(node, BinaryExpr) and node.modifier:
+            matching = node.modifier.matching
+            self.labels |= {*(matching.labels if matching else ()), *(node.modifier.group_labels or ())}
+        return True
 
 
-def labels(query: str) -> set[str]:
-    """The labels that it selects or groups by."""
-    grouped = [label.strip() for group in _GROUPING.findall(query) for label in group.split(",")]
-    matched = [re.split(r"[=!]", one)[0].strip() for _, inside in _MATCHERS.findall(query) for one in inside.split(",")]
-    return {*grouped, *matched}
+def asked(query: str) -> Asked:
+    """Raises `ValueError` where Prometheus would refuse the query."""
+    found = Asked()
+    walk(parse(_RANGES.sub("5m", query)), found.note)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -100,15 +112,21 @@ async def test_every_query_asks_for_metrics_and_labels_that_exist(scrape: str) -
         for sample in family.samples:
             known.setdefault(sample.name, set()).update(sample.labels)
     for query in queries():
-        assert names(query), query
-        assert names(query) <= set(known), query
-        assert labels(query) <= set.intersection(*(known[name] for name in names(query))) | FROM_THE_SCRAPE, query
+        found = asked(query)
+        assert found.metrics, query
+        assert found.metrics <= set(known), query
+        assert found.labels <= set.intersection(*(known[name] for name in found.metrics)) | FROM_THE_SCRAPE, query
 
 
 def test_a_query_is_taken_apart_into_its_metrics_and_labels() -> None:
-    query = 'histogram_quantile(0.5, sum by (le, x) (rate(a_bucket{k=~"v", l!="w"}[5m]))) / b_total > 1 and c'
-    assert names(query) == {"a_bucket", "b_total", "c"}
-    assert labels(query) == {"le", "x", "k", "l"}
+    query = 'histogram_quantile(0.5, sum by (le, x) (rate(a_bucket{k=~"v", l!="w"}[5m]))) / on (m) b_total > 1 and c'
+    assert asked(query) == Asked({"a_bucket", "b_total", "c"}, {"le", "x", "k", "l", "m"})
+
+
+@pytest.mark.parametrize("query", ["rte(a[5m])", "rate(a)", "sum by (x (a)", "a{b}"])
+def test_a_query_that_prometheus_refuses_is_noticed(query: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        asked(query)
 
 
 def test_the_dashboard_can_be_imported_anywhere() -> None:
