@@ -1,5 +1,7 @@
-"""The command line as a user meets it: a process, its exit code, and what it prints."""
+"""The command line: its exit codes, and what it prints."""
 
+import contextlib
+import io
 import socket
 import subprocess
 import sys
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from serving.cli import add_commands
+from serving.cli import add_commands, run
 from serving.config import load_config
 from serving.errors import OperatorError
 
@@ -19,6 +21,14 @@ CONFIG = "model: {path: %s}\n"
 def gangway(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "serving.cli", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+def called(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """The same in this process: a new one takes seconds to import all that the command line needs."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = run(list(map(str, arguments)))
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture
@@ -55,6 +65,26 @@ def test_the_version_is_printed() -> None:
     assert (done.returncode, done.stdout.split()[0]) == (0, "gangway")
 
 
+def test_wrong_usage_ends_the_process_with_one_sentence() -> None:
+    assert "fly" in one_sentence(gangway("fly"), 2)
+
+
+HELP = """
+import sys
+from serving.cli import run
+assert run(["--help"]) == 0
+print(*sys.modules, file=sys.stderr)
+"""
+
+
+def test_help_imports_nothing_large() -> None:
+    done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=True)
+    assert "batch" in done.stdout
+    assert "cluster" in done.stdout
+    packages = {name.partition(".")[0] for name in done.stderr.split()}
+    assert not packages & {"ray", "torch", "transformers", "deepspeed", "kubernetes", "pyarrow", "numpy", "fsspec"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -65,7 +95,7 @@ def test_the_version_is_printed() -> None:
     ],
 )
 def test_wrong_usage_exits_2_with_one_sentence(arguments: list[str], told: str) -> None:
-    assert told in one_sentence(gangway(*arguments), 2)
+    assert told in one_sentence(called(*arguments), 2)
 
 
 @pytest.mark.parametrize(
@@ -80,11 +110,11 @@ def test_wrong_usage_exits_2_with_one_sentence(arguments: list[str], told: str) 
     ],
 )
 def test_a_wrong_setting_exits_2_and_is_named(config: Path, override: str, told: str) -> None:
-    assert told in one_sentence(gangway("serve", config, "--set", override), 2)
+    assert told in one_sentence(called("serve", config, "--set", override), 2)
 
 
 def test_the_whole_configuration_can_be_printed_and_read_back(config: Path, tmp_path: Path) -> None:
-    done = gangway("serve", config, "--set", "http.port=8123", "--print-config")
+    done = called("serve", config, "--set", "http.port=8123", "--print-config")
     assert done.returncode == 0
     printed = tmp_path / "printed.yaml"
     printed.write_text(done.stdout)
@@ -94,43 +124,43 @@ def test_the_whole_configuration_can_be_printed_and_read_back(config: Path, tmp_
 def test_what_stands_in_where_a_request_is_silent_is_printed_with_the_configuration(config: Path) -> None:
     folder = load_config(config).model.path
     (folder / "generation_config.json").write_text('{"temperature": 0.6, "top_k": 20, "max_new_tokens": 512}')
-    done = gangway("serve", config, "--print-config")
+    done = called("serve", config, "--print-config")
     assert done.returncode == 0
     assert "generation_config: auto" in done.stdout
     assert done.stdout.endswith("has temperature 0.6, top_k 20, max_tokens 512\n")
     (folder / "generation_config.json").write_text('{"temperature": "hot"}')
-    told = one_sentence(gangway("serve", config, "--print-config"), 1)
+    told = one_sentence(called("serve", config, "--print-config"), 1)
     assert "generation_config.json: temperature: Input should be a valid number" in told
 
 
 def test_going_without_keys_beyond_loopback_is_said_in_so_many_words(config: Path) -> None:
-    done = gangway("serve", config, "--set", "http.host=0.0.0.0", "--insecure", "--print-config")
+    done = called("serve", config, "--set", "http.host=0.0.0.0", "--insecure", "--print-config")
     assert done.returncode == 0, done
     assert "insecure: true" in done.stdout
 
 
 def test_a_folder_without_a_model_exits_1_before_anything_is_started(config: Path, tmp_path: Path) -> None:
-    assert str(tmp_path) in one_sentence(gangway("serve", config), 1)
+    assert str(tmp_path) in one_sentence(called("serve", config), 1)
 
 
 def test_the_status_of_no_server_exits_1() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        assert url in one_sentence(gangway("status", "--url", url), 1)
+        assert url in one_sentence(called("status", "--url", url), 1)
 
 
 def test_a_command_of_another_package_that_is_broken_disturbs_no_other() -> None:
     app = typer.Typer()
     offered = {"gone": "no.such:thing", "demo": "serving.cli:demo_model", "many": "serving.cli:app"}
     add_commands(app, [EntryPoint(name, value, "gangway.commands") for name, value in offered.items()])
-    run = typer.main.get_command(app).main
+    main = typer.main.get_command(app).main
     with pytest.raises(OperatorError, match=r"gone cannot be loaded from no\.such:thing: ModuleNotFoundError"):
-        run(["gone"], standalone_mode=False)
-    assert run(["demo", "--help"], standalone_mode=False) == 0
-    assert run(["many", "serve", "--help"], standalone_mode=False) == 0
+        main(["gone"], standalone_mode=False)
+    assert main(["demo", "--help"], standalone_mode=False) == 0
+    assert main(["many", "serve", "--help"], standalone_mode=False) == 0
 
 
 def test_a_path_from_home_without_a_home_is_a_sentence(config: Path) -> None:
-    done = gangway("serve", config, "--set", "model.path=~nobody-of-that-name/model")
+    done = called("serve", config, "--set", "model.path=~nobody-of-that-name/model")
     assert "this user has no home; name the whole path, or set HOME" in one_sentence(done, 1)
