@@ -1,8 +1,12 @@
-"""For all tests, whoever starts them and however busy the machine is."""
+"""For all tests, on any machine, however busy it is."""
 
 import signal
 
 from hypothesis import settings
+
+from tests.support.skips import pytest_configure
+
+__all__ = ["pytest_configure"]
 
 # A shell without job control starts what runs in its background with SIGINT ignored. So would be all that the tests
 # start, and then tell to stop.

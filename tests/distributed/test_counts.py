@@ -14,13 +14,13 @@ from serving.config import load_config
 from serving.engine.broadcast import GroupBroadcast
 from serving.engine.collectives import Collectives
 from serving.engine.engine import build_engine
-from serving.engine.native import ops
 from serving.engine.scheduler import Scheduler
 from serving.messages import Sampling, Submit
 from tests.distributed.ranks import RankPool
 from tests.engine.tiny_models import VOCAB, save_model
+from tests.support.requires import needs_avx512
 
-pytestmark = pytest.mark.skipif(not ops.available(), reason="the processor lacks AVX-512 with bfloat16")
+pytestmark = needs_avx512
 
 LAYERS = 3
 COPIES = {"copy_", "_to_copy", "clone", "contiguous"}

@@ -17,13 +17,13 @@ from serving.config import load_config
 from serving.engine.collectives import Collectives, make_collectives
 from serving.engine.engine import build_engine
 from serving.engine.heartbeat import Heartbeat
-from serving.engine.native import ops
 from serving.engine.native.layer import FusedLayers
 from serving.engine.watchdog import Watchdog
 from serving.errors import PeerLost
 from serving.messages import Chunk, NewSequence, Sampling, StepPlan
 from tests.distributed.ranks import RankPool, RanksFailed
 from tests.engine.tiny_models import save_model
+from tests.support.requires import needs_avx512
 
 PATIENCE_S = 60.0
 """Safety only."""
@@ -151,7 +151,7 @@ def hang_in_the_layers(collectives: Collectives, folder: Path, one_machine: bool
     return *said[0], "the step ended well"
 
 
-@pytest.mark.skipif(not ops.available(), reason="the processor lacks AVX-512 with bfloat16")
+@needs_avx512
 @pytest.mark.parametrize("one_machine", [True, False])
 def test_a_rank_whose_layers_wait_in_c_for_another_is_not_said_to_hang(
     ranks2: RankPool, tmp_path: Path, one_machine: bool

@@ -19,9 +19,9 @@ from serving.engine.kv_cache import KVCache, KVShape, reserve
 from serving.engine.mirror import Row
 from serving.engine.sampler import Sampler, SamplingRow
 from serving.messages import Sampling
+from tests.support.requires import needs_cuda
 
 CUDA = torch.device("cuda")
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with CUDA")
 SHAPE = KVShape(layers=1, kv_heads=2, head_dim=64, dtype=torch.bfloat16)
 VOCAB = 4096
 

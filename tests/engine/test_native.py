@@ -10,8 +10,9 @@ from torch import Tensor
 
 from serving.engine.model import AttentionSpec
 from serving.engine.native import library, ops
+from tests.support.requires import needs_avx512
 
-pytestmark = pytest.mark.skipif(not ops.available(), reason="the processor lacks AVX-512 with bfloat16")
+pytestmark = needs_avx512
 
 DTYPES = [torch.float32, torch.bfloat16]
 
