@@ -49,8 +49,7 @@ def test_the_image_runs_as_a_user_by_number_and_nothing_follows_as_root(dockerfi
 
 def lint(text: str) -> list[str]:
     """The rules that hadolint finds broken."""
-    program = Path(sys.executable).parent / "hadolint"
-    command = [program, "--format", "json", "--no-fail", "-"]
+    command = [str(Path(sys.executable).parent / "hadolint"), "--format", "json", "--no-fail", "-"]
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=True)
     return [finding["code"] for finding in json.loads(done.stdout)]
 
