@@ -13,6 +13,7 @@ CONFTEST = "from tests.support.skips import pytest_configure\n"
 def inner(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     monkeypatch.setenv("GANGWAY_CI", "1")
     pytester.makeconftest(CONFTEST)
+    pytester.makeini("[pytest]\nasyncio_default_fixture_loop_scope = function")
     return pytester
 
 
