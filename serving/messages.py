@@ -30,7 +30,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """
 
     seed: int
-    """Always set (the gateway draws one), so that a resumed request goes on to the letter. 0 <= seed < 2**63."""
+    """Always set (the gateway draws one), so that a resumed request continues identically. 0 <= seed < 2**63."""
     max_tokens: int
     """Tokens to emit in all, those of an earlier generation included."""
     min_tokens: int = 0

@@ -1,6 +1,6 @@
 """Where min-p, top-k and top-p cut off a row whose scores are split over the ranks: the least score that is kept.
 
-That is a function of the row alone, to the bit: probabilities are whole numbers of a small unit, so their sums depend
+The result is bit-identical in every batch: probabilities are whole numbers of a small unit, so their sums depend
 neither on the number of ranks nor on an order. No request sizes what is gathered. For a small top-k that is its
 candidates; else the threshold is searched among the bits of the scores, eight at a time, and the ranks add up how much
 each of 256 ranges holds. A flat row costs what a peaked one does, no row is sorted, and a GPU is not waited for.

@@ -1,6 +1,6 @@
 """Attention of a ragged batch on NVIDIA GPUs: torch's flash attention over the blocked cache. Unproven: never run yet.
 
-`num_splits=1` keeps a row's result independent of its batch, which a resumed stream needs to go on to the letter.
+`num_splits=1` keeps a row's result independent of its batch, so that a resumed stream continues with identical text.
 """
 
 from itertools import accumulate

@@ -1,4 +1,4 @@
-"""Tokens beside their log-probabilities: joined they are the text, to the byte and to the character."""
+"""Tokens beside their log-probabilities: joined they are the text, byte for byte and character for character."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""The kernels against torch's own operators in float32; and that a row does not depend on its batch, to the bit."""
+"""The kernels against torch's own operators in float32; a row is bit-identical in every batch."""
 
 import os
 import subprocess

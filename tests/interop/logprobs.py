@@ -22,7 +22,7 @@ def the_tokens_of_a_completion_are_its_text(ask: Asker) -> None:
 
 @case
 def the_bytes_of_a_chats_tokens_are_its_text(ask: Asker) -> None:
-    asked = {"role": "user", "content": f"Repeat this to the letter: {ACCENTED}"}
+    asked = {"role": "user", "content": f"Repeat this exactly: {ACCENTED}"}
     body = {"messages": [asked], "max_tokens": 16, "temperature": 0, "logprobs": True, "top_logprobs": 2}
     choice = ask.post("/v1/chat/completions", body).json()["choices"][0]
     content: list[Any] = choice["logprobs"]["content"]

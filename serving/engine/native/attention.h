@@ -64,7 +64,7 @@ constexpr int kQueries = 6;  // computed together: 6 x 4 accumulators of 32 regi
 
 // Queries of one sequence that share a KV head: heads of a row, of several rows where these follow one another. A key
 // or value is loaded once for all of them. What a query does not see has the weight 0, so that its result is the same
-// to the bit whoever it is computed with.
+// bit for bit, whatever rows it is computed with.
 template <class T> struct Queries {
   const Factor<T>* query[kQueries]; T* out[kQueries];
   i64 first[kQueries], length[kQueries];  // each sees the tokens [first, length)

@@ -21,7 +21,7 @@ def supports(shape: KVShape, block_size: int, device: torch.device) -> bool:
 
 
 class NativeAttention:
-    """As `RaggedAttention`; a token's result does not depend on its batch, to the bit."""
+    """As `RaggedAttention`; a token's result is bit-identical in every batch."""
 
     def __init__(self, shape: KVShape, room: Tensor, block_size: int, threads: int) -> None:
         """`room`: what was reserved for whole blocks of this size."""
