@@ -24,7 +24,7 @@ class ModelConfig(Section):
     """Folder with `config.json`, `*.safetensors` and the tokenizer. Must exist on every node, under the same path."""
 
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    """Number format of weights, activations and the KV cache. float32 repeats Hugging Face's logits to about 1e-4."""
+    """Dtype of weights, activations and the KV cache. float32 repeats Hugging Face's logits to about 1e-4."""
 
     max_model_len: int = Field(default=2048, ge=8)
     """Longest prompt plus answer, in tokens. Bounds the KV blocks one request can take."""

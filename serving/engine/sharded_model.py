@@ -31,7 +31,7 @@ class ShardedModel(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Number format of weights and activations."""
+        """Dtype of weights and activations."""
         return self.head.weight.dtype
 
     @property
