@@ -33,7 +33,7 @@ def lead(
             outbox.emit(scheduler.complete(plan, sampled.tokens, sampled.logprobs, sampled.embeddings))
             outbox.account(sent, plan=planned - began, broadcast=told - planned, emit=time.perf_counter() - ready)
         outbox.pulse()
-    broadcast.send(scheduler.farewell())
+    broadcast.send(scheduler.stop_plan())
 
 
 def follow(broadcast: Broadcast, runner: Runner) -> None:

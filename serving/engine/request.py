@@ -160,7 +160,7 @@ class WaitingQueue:
         """Take out what `head` returned."""
         heapq.heappop(self._heap)
 
-    def bury(self) -> None:
+    def discard(self) -> None:
         """Note that one request in the queue has ended."""
         self._dead += 1
         if 2 * self._dead > len(self._heap):

@@ -103,7 +103,7 @@ class Scheduler:
         """A plan that computes nothing: the heartbeat between requests."""
         return self._seal(Draft(0))
 
-    def farewell(self) -> StepPlan:
+    def stop_plan(self) -> StepPlan:
         """The last plan: everyone leaves the loop."""
         return StepPlan(generation=self._generation, number=self._next_number(), stop=True)
 
@@ -276,7 +276,7 @@ class Scheduler:
             self._running.remove(request)
             self._blocks.free(request.table)
         else:
-            self._waiting.bury()
+            self._waiting.discard()
         if request.announced:
             self._finished.append(request.handle)
         del self._requests[request.owner, request.id]

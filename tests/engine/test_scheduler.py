@@ -57,7 +57,7 @@ def test_plans_are_numbered_from_one_and_carry_their_generation() -> None:
 def test_heartbeats_and_the_farewell_are_numbered_like_any_plan() -> None:
     scheduler = engine().scheduler
     assert scheduler.idle() == StepPlan(generation=3, number=1)
-    assert scheduler.farewell() == StepPlan(generation=3, number=2, stop=True)
+    assert scheduler.stop_plan() == StepPlan(generation=3, number=2, stop=True)
 
 
 def test_a_long_prompt_is_prefilled_in_chunks_of_the_budget() -> None:
@@ -502,7 +502,7 @@ def test_the_queue_does_not_grow_with_requests_that_come_and_go() -> None:
         passing = request(handle)
         queue.push(passing)
         passing.move(State.ENDED)
-        queue.bury()
+        queue.discard()
     assert len(queue) == 1
     assert len(queue._heap) <= 3
     assert queue.head() is first
