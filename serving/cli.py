@@ -1,6 +1,6 @@
 """The command line. Parses, calls, and turns an error into one sentence and an exit code; nothing else.
 
-Exit codes: 0 done, 1 whoever runs the server must act, 2 wrong usage or configuration. Heavy modules are imported by
+Exit codes: 0 done, 1 the operator must act, 2 wrong usage or configuration. Heavy modules are imported by
 the command that needs them, so that `gangway --help` answers at once.
 """
 

@@ -20,7 +20,7 @@ def direct(url: str) -> dict[str, None]:
 def _is_own(url: str) -> bool:
     try:
         host = urlsplit(url).hostname or ""
-    except ValueError:  # no URL: whoever asks it says so
+    except ValueError:  # no URL: the client that asks it says so
         return False
     return is_loopback(host) or host == socket.gethostname().lower() or host in _addresses()
 

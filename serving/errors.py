@@ -75,7 +75,7 @@ class PeerLost(GangwayError):
 
 
 class OperatorError(GangwayError):
-    """Whoever runs the server must act: a setting, a file, a machine."""
+    """The operator must act: a setting, a file, a machine."""
 
 
 class ConfigError(OperatorError):

@@ -78,7 +78,7 @@ def sampling_defaults(config: ModelConfig) -> dict[str, float]:
 
 
 def describe_defaults(config: ModelConfig) -> str:
-    """The same as a comment in YAML, for whoever reads the settings."""
+    """The same as a comment in YAML, for readers of the settings."""
     values = ", ".join(f"{name} {value}" for name, value in sampling_defaults(config).items())
     return (
         f"# Where a request is silent, model.generation_config={config.generation_config} has {values or 'nothing'}\n"

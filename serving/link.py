@@ -2,7 +2,7 @@
 
 Keys are made afresh for each generation; the server answers only the one client key that it put into its `Endpoint`.
 A peer is one connection: it gets every message sent to it, in order, or a first part of them and then silence, never a
-gap. So nothing here reconnects: whoever hears nothing opens a new link and submits anew. Both ends bound what they
+gap. So nothing here reconnects: an end that hears nothing opens a new link and submits again. Both ends bound what they
 keep in memory and close without waiting.
 """
 

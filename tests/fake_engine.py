@@ -98,7 +98,7 @@ class FakeEngine:
         self.broken = False
         """A sequence has ended it; nobody was told yet."""
         self.drops = False
-        """Forgets whoever writes, and says so."""
+        """Forgets each gateway that writes, and says so."""
         self._steps = 0
         self._peers: set[bytes] = set()
         self._pulsed_at = 0.0

@@ -36,7 +36,7 @@ def take_out(body: bytes) -> tuple[bytes, dict[str, Ids]]:
     try:
         prompts = _read_prompts(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return body, {}  # whoever reads it whole says what is wrong
+        return body, {}  # the handler that reads it whole reports what is wrong
     taken: dict[str, Ids] = {}
     for name in ("prompt", "input"):
         raw = getattr(prompts, name)

@@ -16,7 +16,7 @@ from serving.config import is_loopback
 from serving.errors import Forbidden
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
-"""What is answered whoever asks: what a kubelet or a load balancer asks, by addresses of theirs."""
+"""What is answered without a check of the origin: what a kubelet or a load balancer asks, by addresses of theirs."""
 
 _ANY = "*"
 _PREFLIGHT_S = 600

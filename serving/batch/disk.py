@@ -41,7 +41,7 @@ class Disk:
                 path.unlink(missing_ok=True)
 
     def _lock(self, path: Path) -> BinaryIO:
-        """The file, locked. Whoever had it before may have removed it meanwhile: then another has the name."""
+        """The file, locked. Its last owner may have removed it meanwhile: then another file has the name."""
         while True:
             lock = _open(path)
             try:

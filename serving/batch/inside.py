@@ -14,7 +14,7 @@ from serving.gateway.service import Service
 
 
 def application(service: Service, config: Config) -> "Inside":
-    """The application without keys and their limits: whoever runs a batch is in already."""
+    """The application without keys and their limits: the user who runs a batch is already trusted."""
     return Inside(create_app(service, config.model_copy(update={"security": SecurityConfig()})))
 
 

@@ -162,7 +162,7 @@ def _rooms(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, device: to
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep DeepSpeed's prints off standard output, which belongs to whoever started us; they stay in our debug log."""
+    """Keep DeepSpeed's prints off standard output, which belongs to the parent process; they stay in our debug log."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(said):

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class Outbox:
-    """Hands commands to the scheduler and results to whoever asked."""
+    """Hands commands to the scheduler and results to the gateways that asked."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """Chooses what the next forward pass computes. Holds no tensors and does no I/O.
 
 The caller alternates `schedule` and `complete`; `add` and `cancel` may come at any time between. Running requests are
-served in order of (priority, arrival), and whoever comes last in that order is preempted first, so the first in order
+served in order of (priority, arrival), and the last in that order is preempted first, so the first in order
 always advances and every admitted request ends.
 """
 

@@ -17,7 +17,7 @@ from typing import Self
 LOOKS_PER_LIMIT = 20
 MOST_S_BETWEEN_LOOKS = 1.0
 WAITING_IN = ("collectives.py", "broadcast.py")
-"""Whoever hangs in these waits for a rank that hangs elsewhere. Sums that C calls are not on Python's stack."""
+"""A rank that hangs in these waits for one that hangs elsewhere. Sums that C calls are not on Python's stack."""
 
 
 class Watchdog:

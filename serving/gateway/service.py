@@ -165,7 +165,7 @@ class Service:
             self._tell(lambda observer, entry=entry: observer.submitted(*self._owners[entry.id]))  # type: ignore[misc]
 
     def _tell(self, event: Callable[[Observer], None]) -> None:
-        """Whoever counts or traces must not hurt what is counted."""
+        """An error in counting or tracing must not hurt what is counted."""
         for observer in self.observers:
             try:
                 event(observer)

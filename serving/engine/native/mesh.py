@@ -103,7 +103,7 @@ class Door:
     def _accept(self, selector: selectors.BaseSelector) -> None:
         try:
             connection, _ = self._server.accept()
-        except (BlockingIOError, ConnectionError):  # whoever it was has left again
+        except (BlockingIOError, ConnectionError):  # the peer has left again
             return
         connection.setblocking(False)
         self._said[connection] = b""
@@ -136,7 +136,7 @@ class Door:
 
 
 def connect(invitation: Invitation, rank: int, timeout_s: float) -> socket.socket:
-    """Connect to whoever gave the invitation, as `rank`. Raises `OSError`."""
+    """Connect to the peer that gave the invitation, as `rank`. Raises `OSError`."""
     connection = socket.create_connection((invitation.address, invitation.port), timeout_s)
     connection.sendall(HELLO.pack(invitation.secret, rank))
     return connection
