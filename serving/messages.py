@@ -195,7 +195,7 @@ class Chunk(msgspec.Struct, frozen=True, array_like=True):
 
 
 class StepPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What the next forward pass computes. New sequences whole, all else as differences to the step before.
+    """What the next forward pass computes. New sequences whole, the rest as differences to the step before.
 
     Order of application: `finished`, `preempted`, `new`, `placed`, then compute `decode` and `prefill`.
     Rows of the ragged batch are `decode` in order, then `prefill` in order.

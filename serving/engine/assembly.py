@@ -36,7 +36,7 @@ class Share:
 
 
 class Assembly:
-    """The work on one model. The embedding is split before AutoTP runs, all else after."""
+    """The work on one model. The embedding is split before AutoTP runs, everything else after."""
 
     def __init__(
         self, skeleton: Skeleton, checkpoint: Checkpoint, collectives: Collectives, dtype: torch.dtype
@@ -65,7 +65,7 @@ class Assembly:
         return OutputHead(weight, bias, family.logit_multiplier(self._base.config), softcap)
 
     def finish(self, head: OutputHead, shares: Mapping[str, Share]) -> ShardedModel:
-        """Our products in place of all linear layers, attention adapted, all else as it is; still without weights."""
+        """Our products in place of all linear layers, attention adapted, the rest as it is; still without weights."""
         for name, module in list(self._base.named_modules()):
             if name in shares or isinstance(module, nn.Linear):
                 self._swap(name, module, shares.get(name, Share()))

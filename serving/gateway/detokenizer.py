@@ -7,7 +7,7 @@ are decoded as above. Both hold back bytes that are not yet a whole character, a
 prompt: the space before an answer's first word is part of the answer, and so is a character that the prompt has begun.
 
 Bytes that are no UTF-8 become U+FFFD one by one and their neighbours stay what they are. Hugging Face's decoder makes
-U+FFFD of every byte of such a row; in all else the pieces joined are what it makes of prompt and answer together.
+U+FFFD of every byte of such a row; otherwise the pieces joined are what it makes of prompt and answer together.
 """
 
 import codecs
