@@ -33,7 +33,7 @@ class ModelConfig(Section):
     """Name that clients ask for; the folder's name when not set."""
 
     generation_config: Literal["auto", "none"] = "auto"
-    """auto: where a request is silent, temperature, top_p, top_k, min_p, repetition_penalty and (as max_tokens, but in
+    """auto: where a request sets none, temperature, top_p, top_k, min_p, repetition_penalty and (as max_tokens, but in
     completions) max_new_tokens are those of the model's `generation_config.json`, as far as it has them; its authors
     know which text is good. none: 1, no cut and no penalty, as OpenAI documents. End tokens are read either way."""
 

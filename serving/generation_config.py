@@ -70,7 +70,7 @@ def read_generation_config(folder: Path) -> GenerationConfig:
 
 
 def sampling_defaults(config: ModelConfig) -> dict[str, float]:
-    """What stands in where a request is silent, by the parameters' names, as `model.generation_config` has it.
+    """Defaults of a request, by the parameters' names, as `model.generation_config` has them.
 
     `max_tokens` is among them where the file has a `max_new_tokens`. Raises `ModelError` as above.
     """
@@ -81,7 +81,7 @@ def describe_defaults(config: ModelConfig) -> str:
     """The same as a comment in YAML, for readers of the settings."""
     values = ", ".join(f"{name} {value}" for name, value in sampling_defaults(config).items())
     return (
-        f"# Where a request is silent, model.generation_config={config.generation_config} has {values or 'nothing'}\n"
+        f"# Where a request sets none, model.generation_config={config.generation_config} has {values or 'nothing'}\n"
     )
 
 

@@ -31,7 +31,7 @@ def test_no_file_and_a_setting_give_nothing(tmp_path: Path) -> None:
 
 def test_defaults_are_said_as_a_comment(tmp_path: Path) -> None:
     said = describe_defaults(model(tmp_path, {"top_p": 0.9, "repetition_penalty": 1}))
-    assert said == "# Where a request is silent, model.generation_config=auto has top_p 0.9, repetition_penalty 1.0\n"
+    assert said == "# Where a request sets none, model.generation_config=auto has top_p 0.9, repetition_penalty 1.0\n"
     assert describe_defaults(ModelConfig(path=tmp_path / "none")).endswith("has nothing\n")
 
 

@@ -293,7 +293,7 @@ class Status(Answer, frozen=True, kw_only=True):
     ranks: list[RankInfo]
     gateway: GatewayPlace
     sampling_defaults: dict[str, int | float]
-    """What stands in where a request is silent, from the model's `generation_config.json`, by the parameters' names."""
+    """Defaults of the model's `generation_config.json`, by the parameters' names."""
     end_tokens: list[int]
     """Token ids that end an answer."""
     queue: Queue

@@ -1,4 +1,4 @@
-"""What stands in where a request is silent, and what ends its answer: of the model's files and of its tokenizer."""
+"""Defaults of a request, and what ends its answer: from the model's files and its tokenizer."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a model's generation_config.json says stands in where a request is silent, and only there."""
+"""A model's generation_config.json gives the defaults of a request, and nothing else."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""What stands in where a request is silent, and what ends an answer: said by the server, and overruled by a request."""
+"""Defaults of a request, and what ends an answer: stated by the server, and overruled by a request."""
 
 from tests.interop.case import Asker, case
 
