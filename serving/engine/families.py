@@ -1,7 +1,7 @@
 """Which models work: an allow-list, as every family on it is compared with Hugging Face's own logits in the tests.
 
-Anything else is refused with a sentence: a model that AutoTP splits wrongly would answer, only wrongly. Mixture-of-
-experts models are refused as AutoTP leaves their experts whole on each rank.
+Anything else is refused with an error message: a model that AutoTP splits wrongly would answer, only wrongly.
+Mixture-of-experts models are refused as AutoTP leaves their experts whole on each rank.
 """
 
 import os
