@@ -1,7 +1,7 @@
 """Gangway and vLLM on this machine in alternating rounds: `python -m loadtests.side_by_side --vllm VENV --model DIR`.
 
 vLLM's own benchmark client loads both over HTTP. vLLM is started once and stopped (SIGSTOP) while Gangway has the
-machine; Gangway is started anew for each of its rounds. Nothing else should run meanwhile.
+machine; Gangway is started again for each of its rounds. Nothing else should run meanwhile.
 """
 
 import argparse

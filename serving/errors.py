@@ -71,7 +71,7 @@ class DeadlineExceeded(LaterError):
 
 
 class PeerLost(GangwayError):
-    """A rank died, hangs or was cut off: this process cannot go on, and the group must be formed anew."""
+    """A rank died, hangs or was cut off: this process cannot go on, and the group must be formed again."""
 
 
 class OperatorError(GangwayError):

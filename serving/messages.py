@@ -161,7 +161,7 @@ class Pulse(Message, frozen=True, kw_only=True):
 
 
 class Dropped(Message, frozen=True, kw_only=True):
-    """Rank 0 has dropped all requests of this gateway, which was silent or did not read: it must connect anew."""
+    """Rank 0 has dropped all requests of this gateway, which was silent or did not read: it must connect again."""
 
     generation: int
     stats: EngineStats

@@ -54,9 +54,9 @@ class KeyFile:
         try:
             if self._current_stamp() != self._stamp:
                 self._stamp, self._owners = self._read()
-                log.info("%d API keys read anew", len(self._owners))
+                log.info("%d API keys read again", len(self._owners))
         except (OSError, UnicodeDecodeError) as error:
-            log.error("API keys cannot be read anew, the last ones stay: %s", error)
+            log.error("API keys cannot be read again, the last ones stay: %s", error)
 
     def _current_stamp(self) -> tuple[int, int, int]:
         status = self._path.stat()

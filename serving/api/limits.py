@@ -1,6 +1,6 @@
 """How much the keys of one name may have, at once and in a minute.
 
-Counted in this process: a gateway that was started again begins anew. What is refused does not count.
+Counted in this process: a gateway that was started again begins at zero. What is refused does not count.
 """
 
 import time

@@ -136,13 +136,13 @@ def decide(found: Found, job: str, *, resume: bool, overwrite: bool) -> Start:
         if ours:
             raise OperatorError(damaged(f"{found.output}.partial", "is shorter than its checkpoint says"))
         left = f"{found.output}.partial was left by another job"
-        raise OperatorError(f"{left}; --overwrite begins anew, --resume goes on with it all the same")
+        raise OperatorError(f"{left}; --overwrite starts over, --resume continues with it all the same")
     return "begin"
 
 
 def damaged(place: str, how: str = "is not what was written there") -> str:
     """The sentence about lines that a checkpoint does not agree with."""
-    return f"{place} {how}; --resume computes anew what comes after the last checkpoint that holds, --overwrite all"
+    return f"{place} {how}; --resume computes again what comes after the last checkpoint that holds, --overwrite all"
 
 
 def read_progress(output: Place) -> Progress | None:
@@ -155,7 +155,7 @@ def read_progress(output: Place) -> Progress | None:
     except FileNotFoundError:
         return None
     except msgspec.DecodeError as error:
-        raise OperatorError(f"{place} is not a checkpoint: {error}; remove it to begin anew") from error
+        raise OperatorError(f"{place} is not a checkpoint: {error}; remove it to start over") from error
 
 
 def write_progress(output: Place, progress: Progress) -> None:

@@ -68,7 +68,7 @@ class Watch:
         return int(self.status.get("generation", 0))
 
     def forget(self) -> int:
-        """Start anew; returns the generation."""
+        """Start again; returns the generation."""
         self.probes, self.sightings = [], []
         return self.generation
 

@@ -1,7 +1,7 @@
 """Rank 0's side of the conversation with its gateways: commands in, one message a step out.
 
 A gateway that falls silent, or that lost a message because it did not read, is dropped with all its requests. It may be
-alive all the same: whatever it says later is answered with `Dropped`, and it connects anew and submits again.
+alive all the same: whatever it says later is answered with `Dropped`, and it connects and submits again.
 """
 
 import logging
@@ -51,7 +51,7 @@ class Outbox:
         self._told: dict[bytes, float] = {}
         """When each gateway was last sent something; one that is new was told nothing yet."""
         self._dropped: set[bytes] = set()
-        """Gateways that are to connect anew; one that does has a new name here."""
+        """Gateways that are to connect again; one that does has a new name here."""
         self._steps = 0
         """Plans that computed something."""
         self._broadcast_bytes = 0

@@ -20,7 +20,7 @@ class Pools:
         self._partial: dict[int, Tensor] = {}
 
     def forget(self, handles: Iterable[int]) -> None:
-        """These have ended, or begin anew."""
+        """These have ended, or start over."""
         for handle in handles:
             self._partial.pop(handle, None)
 

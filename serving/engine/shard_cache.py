@@ -49,7 +49,7 @@ class ShardCache:
         try:
             self._read(tensors, progress)
         except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, ModelError) as error:
-            logger.warning("%s: the kept shard is broken and will be made anew: %s", self.file, error)
+            logger.warning("%s: the kept shard is broken and will be made again: %s", self.file, error)
             self._remove()
             return False
         return True

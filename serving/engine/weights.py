@@ -44,7 +44,7 @@ class TensorSlice:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A parameter that is made of slices: joined, or laid out anew for the kernels."""
+    """A parameter that is made of slices: joined, or laid out for the kernels."""
 
     parts: tuple[TensorSlice, ...]
     shape: tuple[int, ...]

@@ -74,7 +74,7 @@ class Entry:
     sampling: Sampling
     priority: int = 0
     pooling: Pooling | None = None
-    """A vector is computed anew after a restart: nothing of it is kept."""
+    """A vector is computed again after a restart: nothing of it is kept."""
     cache_salt: str = ""
     emitted: list[TokenId] = field(default_factory=list)
     """Tokens that the client has or will get, in order."""

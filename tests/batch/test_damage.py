@@ -1,4 +1,4 @@
-"""Lines that are not what the checkpoint counts: told before anything is added, and computed anew when asked to."""
+"""Lines that are not what the checkpoint counts: told before anything is added, and computed again when asked to."""
 
 import uuid
 import zlib
@@ -19,7 +19,7 @@ from serving.batch.rows import Result
 from serving.errors import OperatorError
 
 ROWS = 100
-TOLD = "is not what was written there; --resume computes anew"
+TOLD = "is not what was written there; --resume computes again"
 
 
 def text(row: int) -> bytes:

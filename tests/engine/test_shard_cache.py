@@ -59,7 +59,7 @@ def test_a_changed_byte_is_noticed_and_the_file_removed(
     cache.file.write_bytes(content)
     assert not cache.load(empty(tensors), unwatched)
     assert not cache.file.exists()
-    assert "is broken and will be made anew" in caplog.text
+    assert "is broken and will be made again" in caplog.text
 
 
 def test_a_file_cut_short_is_noticed(tmp_path: Path, tensors: dict[str, Tensor]) -> None:

@@ -24,7 +24,7 @@ LENGTH = 60
 
 
 def poisonous(after: int) -> object:
-    """Breaks the engine once it has `after` tokens, in each generation anew if it can."""
+    """Breaks the engine once it has `after` tokens, in each generation again if it can."""
     return lambda submit, emitted: submit.prompt == POISON and emitted >= after
 
 

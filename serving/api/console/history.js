@@ -18,7 +18,7 @@ export class History {
     const seconds = samples.get("time_to_first_token_seconds_sum") ?? 0;
     this.readings.push({ at, tokens, firsts, seconds });
     const point = { at, running: status.queue.running, waiting: status.queue.waiting, kv: share(status.kv), speed: null, ttft: null };
-    if (oldest && tokens >= oldest.tokens) {  // else the gateway is a new process, whose counters began anew
+    if (oldest && tokens >= oldest.tokens) {  // else the gateway is a new process, whose counters began at zero
       point.speed = (tokens - oldest.tokens) / ((at - oldest.at) / 1000);
       if (firsts > oldest.firsts) point.ttft = (seconds - oldest.seconds) / (firsts - oldest.firsts);
     } else this.readings = this.readings.slice(-1);
