@@ -1,5 +1,6 @@
 # One command per chore, on a machine with python3.11 or newer, a C++ compiler and make.
 #   make serve    environment, demo model, then the server on port 8000
+#   make check    format, types, import contracts, spelling: what needs no test
 #   make test     environment, demo model, then every check that CI runs
 #   make drill    a server of its own, and a rank of it killed ten times under load
 #   make load     load on a running server: statistics, a plot, and whether loadtests/gate.yaml holds
@@ -21,12 +22,12 @@ GATE   := loadtests/gate.yaml
 RESULTS := loadtests/results/load
 STAMP  := $(VENV)/.complete
 
-.PHONY: serve test drill load lint env model
+.PHONY: serve check test drill load env model
 
 serve: env model
 	exec $(BIN)/gangway serve $(CONFIG)
 
-test: lint model
+test: check model
 	$(BIN)/pytest
 
 # float32, so that a text can differ by a fault alone; a port of its own, so that no other server is struck.
@@ -47,11 +48,12 @@ load: env
 	$(BIN)/python -m loadtests.plot $(RESULTS)_stats_history.csv $(RESULTS).svg
 	$(BIN)/python -m loadtests.gate $(GATE) $(RESULTS)_stats.csv
 
-lint: env
+check: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell
 
 env: $(STAMP)
 
