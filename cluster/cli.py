@@ -21,7 +21,7 @@ from serving.config import load_config
 app = typer.Typer(
     name="cluster",
     no_args_is_help=True,
-    help="From a model to a running gang on Kubernetes: plan, doctor, render, up, status, logs, submit, down.",
+    help="From a model to a running gang on Kubernetes: plan, doctor, role, render, up, status, logs, submit, down.",
 )
 
 File = Annotated[Path, typer.Argument(help="Cluster configuration, such as configs/cluster/NAME.yaml.")]
@@ -130,6 +130,15 @@ def doctor(
     if measured is not None and not as_json:
         typer.echo("\n".join(probe_lines(measured)))
     return int(any(finding.level == "fail" for finding in findings))
+
+
+@app.command(epilog=f"Example: gangway cluster role {EXAMPLE} | kubectl apply -f -")
+def role(config: File, overrides: Overrides = [], as_json: AsJson = False) -> None:  # noqa: B006
+    """Print the Role that `doctor` asks for: what these commands do in the gang's namespace. Asks no cluster."""
+    from cluster.role import role as role_in
+
+    document = role_in(load_spec(config, overrides).namespace)
+    typer.echo(_text([document], as_json), nl=False)
 
 
 @app.command(epilog=f"Example: gangway cluster up {EXAMPLE}")

@@ -4,11 +4,13 @@ is wrong and what to do. Pure.
 The order is that of causes: what comes first explains what follows it.
 """
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from cluster.errors import ClusterError, PlatformError, RoomError, WorkloadError
 from cluster.kinds import Manifest
+from cluster.queues import shortages
 from cluster.room import room
 from cluster.snapshot import Snapshot, condition, container, event_key, is_true, labels, status, title
 
@@ -29,6 +31,11 @@ MOUNT_EVENTS = ("FailedMount", "FailedAttachVolume")
 KEPT_OUT = "error trying to reach service"
 """What the API server's proxy answers (with 503) when it has an address but no connection."""
 LOST_EVENTS = ("DeletedWorkerPod", "DeletedHeadPod", "Preempted", "Evicted", "NodeNotReady", "TaintManagerEviction")
+TERMINATED = re.compile(
+    r"&ContainerStateTerminated\{ExitCode:(-?\d+),Signal:\d+,Reason:(\w*),Message:(.*?)(?:,StartedAt:.*|$)", re.DOTALL
+)
+"""How KubeRay prints the end of a container into an event, which the API server may have cut off."""
+
 SCHEDULER_NAMES = {
     "volcano": "volcano",
     "yunikorn": "yunikorn",
@@ -92,6 +99,17 @@ def held_by_queue(snapshot: Snapshot) -> ClusterError | None:
     )
 
 
+def queue_too_small(snapshot: Snapshot) -> ClusterError | None:
+    """A queue that could never let the whole gang in, whatever else it holds."""
+    short = shortages(snapshot.queue, dict(snapshot.gang.total))
+    if not short:
+        return None
+    text = "; ".join(short)
+    return RoomError(
+        f"queue {snapshot.gang.queue} is too small: {text}", fix="raise what it allows, or choose another in gang.queue"
+    )
+
+
 def pods_denied(snapshot: Snapshot) -> ClusterError | None:
     """Admission: quota, webhook, pod security."""
     failure = condition(snapshot.cluster, "ReplicaFailure")
@@ -150,16 +168,18 @@ def crashed(snapshot: Snapshot) -> ClusterError | None:
         ended = row.get("state", {}).get("terminated") or row.get("lastState", {}).get("terminated")
         if not ended:
             continue
+        said = ended.get("message") or ""
         if ended.get("reason") == "OOMKilled":
             text = f"{title(pod)} was killed for using more main memory than its limit (OOMKilled)"
-            return _workload(pod, text, "raise resources.worker.memory (shm counts), or lower engine.kv_cache_gib")
+            fix = "raise resources.worker.memory (shm counts), or lower engine.kv_cache_gib"
+            return _workload(pod, text, fix, said)
         text = f"{title(pod)} ended with exit code {ended.get('exitCode')} ({ended.get('reason', 'no reason')})"
-        return _workload(pod, text, f"see `gangway cluster logs --previous` and pod {pod['metadata']['name']}")
+        return _workload(pod, text, f"see `gangway cluster logs --previous` and pod {pod['metadata']['name']}", said)
     return None
 
 
-def _workload(pod: Manifest, text: str, fix: str) -> WorkloadError:
-    return WorkloadError(text, pod=pod["metadata"]["name"], node=pod["spec"].get("nodeName"), fix=fix)
+def _workload(pod: Manifest, text: str, fix: str, said: str = "") -> WorkloadError:
+    return WorkloadError(text, pod=pod["metadata"]["name"], node=pod["spec"].get("nodeName"), fix=fix, said=said)
 
 
 def job_failed(snapshot: Snapshot) -> ClusterError | None:
@@ -178,12 +198,25 @@ def pods_lost(snapshot: Snapshot) -> ClusterError | None:
     lost = [event for event in snapshot.reasons(*LOST_EVENTS) if event_key(event) in snapshot.fresh]
     if not lost:
         return None
-    told = "; ".join(dict.fromkeys(event.get("message", "") for event in lost[-3:]))
+    ends = [_ending(event.get("message", "")) for event in lost[-3:]]
+    told = "; ".join(dict.fromkeys(text for text, _ in ends))
     failed = status(snapshot.job).get("failed", 0)
     return WorkloadError(
         f"pods of the gang were lost, and KubeRay makes its replica anew (the job has failed {failed} times): {told}",
         fix="see the nodes' events; `gangway cluster status` follows the new pods",
+        said=next((said for _, said in reversed(ends) if said), ""),
     )
+
+
+def _ending(message: str) -> tuple[str, str]:
+    """What KubeRay's event says of a pod that it has deleted, and the last that its container wrote: the pod and its
+    log are gone by then.
+    """
+    found = TERMINATED.search(message)
+    if found is None:
+        return message, ""
+    code, reason, said = found.groups()
+    return f"{message[: found.start()].strip()} exit code {code} ({reason or 'no reason'})", said.strip()
 
 
 def unplaced(snapshot: Snapshot) -> ClusterError | None:
@@ -193,10 +226,11 @@ def unplaced(snapshot: Snapshot) -> ClusterError | None:
         return None
     told = condition(waiting[0], "PodScheduled").get("message", "")
     rooms = room(snapshot.gang, snapshot.nodes, snapshot.neighbours)
-    seen = "; ".join(map(str, rooms)) or f"the scheduler says: {told}"
+    seen = "; ".join(map(str, rooms)) or f"no node is to be seen; the scheduler says: {told or 'nothing'}"
     fitting = sum(row.fits for row in rooms)
     fix = "free or add nodes, uncordon or tolerate, lower nodes.count, or wait with --patient"
-    head = "" if not rooms or fitting < snapshot.gang.nodes else f" (enough for ranks; the scheduler says: {told})"
+    enough = f" (enough for ranks; the scheduler says: {told or 'nothing'})"
+    head = "" if not rooms or fitting < snapshot.gang.nodes else enough
     return RoomError(
         f"{len(waiting)} pods have no node: need {snapshot.gang.size}, {fitting} fit{head}: {seen}", fix=fix
     )
@@ -220,6 +254,7 @@ LOST = Row(pods_lost)
 TABLE = (
     Row(spec_rejected),
     Row(operator_absent, patience_s=30.0),
+    Row(queue_too_small),
     Row(held_by_queue, patience_s=3.0),
     Row(pods_denied),
     Row(gang_ignored),

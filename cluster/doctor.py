@@ -3,14 +3,15 @@
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from cluster.facts import QUEUES, RAY_DEFINITIONS, Facts, storage_class_of
-from cluster.kinds import Manifest
-from cluster.names import GPU
+from cluster.facts import RAY_DEFINITIONS, Facts, storage_class_of
+from cluster.kinds import QUEUES, Manifest
+from cluster.names import GPU, INSTALL
 from cluster.operator_check import Level, Told, check_operator
 from cluster.quantity import parse_quantity
+from cluster.queues import shortages
 from cluster.room import NodeRoom, room
 from cluster.rules import warnings
-from cluster.snapshot import gang_of, labels, status
+from cluster.snapshot import asked_for, gang_of, labels, status
 from cluster.spec import ClusterSpec
 
 SHARED_MODES = {"ReadWriteMany", "ReadOnlyMany"}
@@ -74,13 +75,13 @@ def _privileges(spec: ClusterSpec) -> dict[str, bool]:
 def check_rights(facts: Facts, spec: ClusterSpec) -> Told:
     """Every verb that the commands use."""
     if facts.denied:
-        fix = "ask for a Role with these verbs"
+        fix = "ask for a Role with these verbs: `gangway cluster role` prints it"
         yield "fail", f"these credentials may not, in {spec.namespace}: {', '.join(facts.denied)}", fix
     else:
         yield "ok", "all verbs that `gangway cluster` needs are allowed", ""
     if facts.denied_to_drain:
         told = f"these credentials may not {', '.join(facts.denied_to_drain)}: `down` cuts off requests that run"
-        yield "warn", told, "ask for a Role with these verbs"
+        yield "warn", told, "ask for a Role with these verbs: `gangway cluster role` prints it"
 
 
 def check_definitions(facts: Facts, spec: ClusterSpec) -> Told:  # noqa: ARG001
@@ -88,7 +89,7 @@ def check_definitions(facts: Facts, spec: ClusterSpec) -> Told:  # noqa: ARG001
     if "customresourcedefinitions" in facts.unread:
         yield "skipped", "custom resource definitions may not be read", ""
         return
-    fix = "helm install kuberay-operator kuberay/kuberay-operator"
+    fix = INSTALL
     for name in RAY_DEFINITIONS:
         found = facts.definitions.get(name)
         served = [row["name"] for row in (found or {}).get("spec", {}).get("versions", []) if row.get("served")]
@@ -111,6 +112,8 @@ def check_queue(facts: Facts, spec: ClusterSpec) -> Told:
         yield "fail", f"{kind.name} {spec.gang.queue} takes no work now", "open it, or change gang.queue"
     else:
         yield "ok", f"{kind.name} {spec.gang.queue} takes work", ""
+    for short in shortages(facts.limits_of_queue, asked_for(spec)):
+        yield "fail", short, "raise what the queue allows, or choose another in gang.queue"
     if spec.gang.priority_class and spec.gang.scheduler != "kueue" and facts.priority_class is None:
         yield "fail", f"there is no PriorityClass {spec.gang.priority_class}", "create it or change gang.priority_class"
 
@@ -126,6 +129,9 @@ def check_nodes(facts: Facts, spec: ClusterSpec) -> Told:
         return
     gang = gang_of(spec)
     rooms = room(gang, facts.nodes, facts.pods)
+    if not rooms:
+        yield "fail", f"there are no nodes at all, {gang.size} are needed", "add nodes"
+        return
     if gang.gpus_per_node and not any(row.gpus for row in rooms):
         yield "fail", f"no node has {GPU}", "install the NVIDIA GPU operator"
         return
@@ -263,12 +269,9 @@ def check_quota(facts: Facts, spec: ClusterSpec) -> Told:
 
 
 def _wanted(spec: ClusterSpec) -> dict[str, float]:
-    worker, head, count = spec.resources.worker, spec.resources.head, spec.nodes.count
-    cpu = float(parse_quantity(worker.cpu) * count + parse_quantity(head.cpu))
-    memory = float(parse_quantity(worker.memory) * count + parse_quantity(head.memory))
-    gpus = float(count * spec.nodes.gpus_per_node)
-    sums = {"cpu": cpu, "memory": memory, "pods": count + 1.0, f"requests.{GPU}": gpus}
-    return sums | {f"{side}.{name}": sums[name] for side in ("requests", "limits") for name in ("cpu", "memory")}
+    sums = {name: float(amount) for name, amount in asked_for(spec).items()}
+    gpus = {f"requests.{GPU}": sums.pop(GPU, 0.0)}
+    return sums | gpus | {f"{side}.{name}": sums[name] for side in ("requests", "limits") for name in ("cpu", "memory")}
 
 
 CHECKS: dict[str, Check] = {

@@ -44,14 +44,17 @@ class RoomError(ClusterError):
 
 
 class WorkloadError(ClusterError):
-    """A pod of the gang cannot run: image, secret, volume, memory, a crash. `pod` and `node` say where."""
+    """A pod of the gang cannot run: image, secret, volume, memory, a crash. `pod` and `node` say where; `said`: the
+    last that its container wrote, as far as Kubernetes has kept it.
+    """
 
     def __init__(
-        self, message: str, *, pod: str | None = None, node: str | None = None, fix: str | None = None
+        self, message: str, *, pod: str | None = None, node: str | None = None, fix: str | None = None, said: str = ""
     ) -> None:
         super().__init__(message, fix=fix)
         self.pod = pod
         self.node = node
+        self.said = said
 
 
 class WaitTimeout(ClusterError):

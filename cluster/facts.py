@@ -12,14 +12,12 @@ from cluster.kinds import (
     DEFINITION,
     DEPLOYMENT,
     EVENT,
-    KAI_QUEUE,
     LIMITS,
-    LOCAL_QUEUE,
     NAMESPACE,
     NODE,
-    OLD_LOCAL_QUEUE,
     POD,
     PRIORITY_CLASS,
+    QUEUES,
     QUOTA,
     RAY_CLUSTER,
     RAY_JOB,
@@ -27,11 +25,10 @@ from cluster.kinds import (
     SECRET,
     SERVICE,
     STORAGE_CLASS,
-    VOLCANO_QUEUE,
     Kind,
     Manifest,
 )
-from cluster.observe import OPERATOR_LABEL
+from cluster.observe import OPERATOR_LABEL, find_queue, limiting_queue
 from cluster.refusals import Denied, Missing
 from cluster.spec import ClusterSpec
 
@@ -50,8 +47,6 @@ RIGHTS: tuple[tuple[str, Kind, str], ...] = (
 RIGHTS_TO_DRAIN: tuple[tuple[str, Kind, str], ...] = (("create", SERVICE, "proxy"), ("get", SECRET, ""))
 """What `down` needs to stop the job before it deletes: the way to Ray's dashboard, and its token."""
 
-QUEUES = {"volcano": (VOLCANO_QUEUE,), "kueue": (LOCAL_QUEUE, OLD_LOCAL_QUEUE), "kai": (KAI_QUEUE,)}
-"""Where each gang scheduler's queue is, the newest version first."""
 RAY_DEFINITIONS = ("rayjobs.ray.io", "rayclusters.ray.io")
 
 
@@ -80,6 +75,8 @@ class Facts:
     secrets: dict[str, Manifest | None] = field(default_factory=dict)
     attachments: dict[str, Manifest | None] = field(default_factory=dict)
     queue: Manifest | None = None
+    limits_of_queue: Manifest | None = None
+    """The queue itself, or the ClusterQueue that Kueue's leads to."""
     runtime_class: Manifest | None = None
     priority_class: Manifest | None = None
 
@@ -118,16 +115,12 @@ class Reader:
         if (used := storage_class_of(facts.claim)) is not None:
             facts.storage_class = self._find(STORAGE_CLASS, used)
         if spec.gang.queue and spec.gang.scheduler in QUEUES:
-            facts.queue = self._queue(QUEUES[spec.gang.scheduler], spec.gang.queue)
+            facts.queue = find_queue(self._find, QUEUES[spec.gang.scheduler], spec.gang.queue, spec.namespace)
+            facts.limits_of_queue = limiting_queue(self._find, spec.gang.scheduler, spec.gang.queue, spec.namespace)
         if spec.nodes.runtime_class:
             facts.runtime_class = self._find(RUNTIME_CLASS, spec.nodes.runtime_class)
         if spec.gang.priority_class:
             facts.priority_class = self._find(PRIORITY_CLASS, spec.gang.priority_class)
-
-    def _queue(self, kinds: Iterable[Kind], name: str) -> Manifest | None:
-        places = ((kind, self._spec.namespace if kind.namespaced else "") for kind in kinds)
-        found = (self._find(kind, name, place) for kind, place in places)
-        return next((queue for queue in found if queue is not None), None)
 
     def _denied(self, rights: Iterable[tuple[str, Kind, str]]) -> tuple[str, ...]:
         namespace, client = self._spec.namespace, self._client

@@ -62,7 +62,13 @@ VOLCANO_QUEUE = Kind("scheduling.volcano.sh/v1beta1", "Queue", "queues", namespa
 LOCAL_QUEUE = Kind("kueue.x-k8s.io/v1beta2", "LocalQueue", "localqueues")
 OLD_LOCAL_QUEUE = Kind("kueue.x-k8s.io/v1beta1", "LocalQueue", "localqueues")
 """Older Kueue serves only this one."""
+CLUSTER_QUEUE = Kind("kueue.x-k8s.io/v1beta2", "ClusterQueue", "clusterqueues", namespaced=False)
+OLD_CLUSTER_QUEUE = Kind("kueue.x-k8s.io/v1beta1", "ClusterQueue", "clusterqueues", namespaced=False)
+"""What a LocalQueue leads to, which has the quota."""
 KAI_QUEUE = Kind("scheduling.run.ai/v2", "Queue", "queues", namespaced=False)
+
+QUEUES = {"volcano": (VOLCANO_QUEUE,), "kueue": (LOCAL_QUEUE, OLD_LOCAL_QUEUE), "kai": (KAI_QUEUE,)}
+"""Where each gang scheduler's queue is, the newest version first."""
 
 APPLIED = (RAY_JOB, RAY_CLUSTER, SERVICE, DISRUPTION_BUDGET, NETWORK_POLICY, CONFIG_MAP, SERVICE_ACCOUNT)
 """What a rendered manifest may contain, in the order of deletion: what makes pods goes first."""

@@ -12,7 +12,7 @@ from cluster.changes import Alteration, alteration
 from cluster.client import Client
 from cluster.diagnosis import FAILED, LOST, TABLE, Row, blocked_deletion, findings, hang
 from cluster.drain import drain
-from cluster.errors import ClusterError, ConflictError, PlatformError, RoomError, WaitTimeout
+from cluster.errors import ClusterError, ConflictError, PlatformError, RoomError, WaitTimeout, WorkloadError
 from cluster.kinds import (
     APPLIED,
     DEPLOYMENT,
@@ -23,7 +23,7 @@ from cluster.kinds import (
     Manifest,
     kind_of,
 )
-from cluster.names import INSTANCE, MANAGED_BY, MANAGER
+from cluster.names import INSTALL, INSTANCE, MANAGED_BY, MANAGER
 from cluster.observe import OPERATOR_LABEL, Observer, Wait
 from cluster.operator_check import require_an_operator_that_serves
 from cluster.ownership import applicable, says_all
@@ -213,10 +213,13 @@ class Lifecycle:
 
     def _with_log(self, error: ClusterError) -> ClusterError:
         """The error, after the last lines of the pod that it is about have been printed."""
-        pod = getattr(error, "pod", None)
-        if pod:
-            text = self._log_of(pod)
-            self.say(f"last lines of pod {pod}:\n{text}" if text else f"pod {pod} has written no log")
+        if isinstance(error, WorkloadError):
+            text = (self._log_of(error.pod) if error.pod else "") or error.said
+            where = f"pod {error.pod}" if error.pod else "the pod that has ended"
+            if text:
+                self.say(f"last lines of {where}:\n{text}")
+            elif error.pod:
+                self.say(f"{where} has written no log")
         return error
 
     def _log_of(self, pod: str) -> str:
@@ -280,7 +283,7 @@ def _not_installed(error: Missing, document: Manifest) -> ClusterError:
             f"namespace {meta['namespace']} does not exist", fix=f"kubectl create namespace {meta['namespace']}"
         )
     text = f"this cluster does not know the kind {document['kind']} of {document['apiVersion']}"
-    return PlatformError(text, fix="install KubeRay: helm install kuberay-operator kuberay/kuberay-operator")
+    return PlatformError(text, fix=f"install KubeRay: {INSTALL}")
 
 
 def _not_gone(left: Sequence[Manifest], blocked: str | None, seconds: float) -> str:

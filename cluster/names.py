@@ -37,6 +37,12 @@ CONFIG_HASH: Final = "gangway/config-hash"
 LAST_APPLIED: Final = "gangway/last-applied"
 """Annotation on every object that `up` applies: the manifest as it was applied last, before others added to it."""
 
+INSTALL: Final = (
+    "helm repo add kuberay https://ray-project.github.io/kuberay-helm && helm install kuberay-operator "
+    "kuberay/kuberay-operator"
+)
+"""How KubeRay comes into a cluster."""
+
 MAX_CLUSTER_NAME: Final = 53
 MAX_JOB_NAME: Final = 47
 """KubeRay's limits: it puts suffixes behind the names of a RayCluster and a RayJob (1.7, `utils/constant.go`)."""

@@ -4,11 +4,23 @@ Truth comes from lists; watches only wake, so a lost or late event costs time an
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from cluster.client import Client
 from cluster.errors import ClusterError
-from cluster.kinds import DEPLOYMENT, NODE, POD, RAY_CLUSTER, RAY_JOB, Kind, Manifest
+from cluster.kinds import (
+    CLUSTER_QUEUE,
+    DEPLOYMENT,
+    LOCAL_QUEUE,
+    NODE,
+    OLD_CLUSTER_QUEUE,
+    POD,
+    QUEUES,
+    RAY_CLUSTER,
+    RAY_JOB,
+    Kind,
+    Manifest,
+)
 from cluster.names import INSTANCE, service_name
 from cluster.refusals import Denied, Missing
 from cluster.snapshot import Gang, Health, Snapshot, condition, event_key, is_true, status
@@ -46,6 +58,7 @@ class Observer:
             fresh=keys - self._base,
             nodes=self._where_allowed(NODE) if unplaced else (),
             neighbours=self._where_allowed(POD) if unplaced else (),
+            queue=self._queue() if unplaced or (job or {"spec": {}})["spec"].get("suspend") else None,
             operators=() if status(cluster) or status(job) else self._where_allowed(DEPLOYMENT, OPERATOR_LABEL),
             health=self._health() if ready else Health(),
         )
@@ -60,6 +73,12 @@ class Observer:
             return self._client.list(kind, labels=labels)
         except (Denied, Missing):
             return ()
+
+    def _queue(self) -> Manifest | None:
+        try:
+            return limiting_queue(self._client.find, self._gang.scheduler, self._gang.queue, self._gang.namespace)
+        except Denied:
+            return None
 
     def _health(self) -> Health:
         name = service_name(self._gang.name)
@@ -79,6 +98,24 @@ def _about(objects: tuple[Manifest | None, ...], events: tuple[Manifest, ...], g
         return (about.get("kind"), about.get("name")) in named
 
     return tuple(event for event in events if fits(event.get("involvedObject", {})))
+
+
+def limiting_queue(
+    find: Callable[[Kind, str, str], Manifest | None], scheduler: str, name: str | None, namespace: str
+) -> Manifest | None:
+    """The object with the limits of a gang's queue: Kueue's LocalQueue only leads to it. None where there is none."""
+    queue = None if name is None else find_queue(find, QUEUES.get(scheduler, ()), name, namespace)
+    if queue is None or queue["kind"] != LOCAL_QUEUE.name:
+        return queue
+    return find_queue(find, (CLUSTER_QUEUE, OLD_CLUSTER_QUEUE), queue["spec"].get("clusterQueue", ""), "")
+
+
+def find_queue(
+    find: Callable[[Kind, str, str], Manifest | None], kinds: Iterable[Kind], name: str, namespace: str
+) -> Manifest | None:
+    """The first that is there, of the versions that this cluster may serve."""
+    found = (find(kind, name, namespace if kind.namespaced else "") for kind in kinds)
+    return next((queue for queue in found if queue is not None), None)
 
 
 class Wakeups:

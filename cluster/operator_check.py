@@ -8,6 +8,7 @@ from cluster.diagnosis import SCHEDULER_ARGUMENTS
 from cluster.errors import PlatformError
 from cluster.facts import Facts
 from cluster.kinds import Manifest
+from cluster.names import INSTALL
 from cluster.rules import why_never
 from cluster.snapshot import status
 from cluster.spec import ClusterSpec
@@ -26,7 +27,7 @@ def check_operator(facts: Facts, spec: ClusterSpec) -> Told:
         yield "skipped", "deployments may not be read, so the operator is not to be seen", ""
         return
     if not facts.operators:
-        yield "fail", "no KubeRay operator runs", "helm install kuberay-operator kuberay/kuberay-operator"
+        yield "fail", "no KubeRay operator runs", INSTALL
     for deployment in facts.operators:
         yield from _operator(deployment, spec)
 

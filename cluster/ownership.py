@@ -257,7 +257,8 @@ def _child(value: Any, key: str) -> Any:
 
 def _by(key: str, items: Any) -> dict[Any, Any]:
     """Items by their key; none where they are no list of such."""
-    return {item[key]: item for item in items if key in item} if isinstance(items, list) else {}
+    rows = items if isinstance(items, list) else []
+    return {item[key]: item for item in rows if isinstance(item, dict) and key in item}
 
 
 def _key(*lists: list[Any]) -> str | None:

@@ -92,7 +92,11 @@ def _pod(spec: ClusterSpec, container: dict[str, Any], volumes: list[Mounted]) -
 def _container(
     spec: ClusterSpec, name: str, amount: Amount, devices: dict[str, str], volumes: list[Mounted]
 ) -> dict[str, Any]:
-    """Requests equal limits, so that no neighbour takes anything away; devices need it so."""
+    """Requests equal limits, so that no neighbour takes anything away; devices need it so.
+
+    The end of the log is kept as the container's last message: KubeRay deletes a head that has ended within a second,
+    and its log with it.
+    """
     resources = {"cpu": amount.cpu, "memory": amount.memory} | devices
     return {
         "name": name,
@@ -101,6 +105,7 @@ def _container(
         "resources": {"limits": resources, "requests": dict(resources)},
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": _capabilities(devices)},
         "volumeMounts": [mounted.mount for mounted in volumes],
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         "readinessProbe": _raylet_lives(failures=6),
         "livenessProbe": _raylet_lives(failures=24) | {"initialDelaySeconds": 30},
     }

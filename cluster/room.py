@@ -1,11 +1,15 @@
-"""What room nodes have for ranks: free GPUs, and what keeps a pod away. Pure; `doctor` and `diagnosis` share it."""
+"""What room nodes have for ranks: free GPUs, CPUs and memory, and what keeps a pod away. Pure; `doctor` and `diagnosis`
+share it.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 from cluster.kinds import Manifest
 from cluster.names import GPU, INSTANCE
 from cluster.quantity import parse_quantity
+from cluster.queues import shown
 from cluster.snapshot import Gang, is_true, labels, status
 
 PRODUCT_LABEL = f"{GPU}.product"
@@ -24,13 +28,17 @@ class NodeRoom:
     """Pods that hold the others, as (namespace/name, GPUs)."""
     obstacle: str | None
     """Why no rank can be placed here, whatever is free."""
+    amounts: str
+    """CPUs and memory that are free, in words: of a gang without GPUs, or where there is too little for one with."""
     fits: bool
 
     def __str__(self) -> str:
         if self.obstacle:
             return f"node {self.name} {self.obstacle}"
         held = ", ".join(f"{name} holds {count}" for name, count in self.holders)
-        return f"node {self.name} has {self.free} of {self.gpus} GPUs free{f' ({held})' if held else ''}"
+        gpus = f"{self.free} of {self.gpus} GPUs" if self.gpus or not self.amounts else ""
+        told = " and ".join(part for part in (gpus, self.amounts) if part)
+        return f"node {self.name} has {told} free{f' ({held})' if held else ''}"
 
 
 def room(gang: Gang, nodes: Iterable[Manifest], pods: Sequence[Manifest]) -> list[NodeRoom]:
@@ -43,10 +51,25 @@ def _room_of(gang: Gang, node: Manifest, pods: Sequence[Manifest]) -> NodeRoom:
     there = [pod for pod in pods if pod["spec"].get("nodeName") == name and status(pod).get("phase") not in ENDED]
     strangers = [pod for pod in there if labels(pod).get(INSTANCE) != gang.name]
     holders = tuple((full_name(pod), count) for pod in strangers if (count := gpus_of(pod)))
-    total = int(parse_quantity(str(status(node).get("allocatable", {}).get(GPU, "0"))))
+    total, obstacle = int(_allocatable(node, GPU)), obstacle_of(gang, node)
     free = total - sum(count for _, count in holders)
-    obstacle = obstacle_of(gang, node)
-    return NodeRoom(name, total, free, holders, obstacle, obstacle is None and free >= gang.gpus_per_node)
+    left = {key: _allocatable(node, key) - sum(_asked(pod, key) for pod in strangers) for key in ("cpu", "memory")}
+    short = left["cpu"] < parse_quantity(gang.cpu) or left["memory"] < parse_quantity(gang.memory)
+    told = not gang.gpus_per_node or short
+    amounts = f"{shown(left['cpu'])} CPUs and {shown(left['memory'])}" if told else ""
+    fits = obstacle is None and free >= gang.gpus_per_node and not short
+    return NodeRoom(name, total if gang.gpus_per_node else 0, free, holders, obstacle, amounts, fits)
+
+
+def _allocatable(node: Manifest, resource: str) -> Fraction:
+    return parse_quantity(str(status(node).get("allocatable", {}).get(resource, "0")))
+
+
+def _asked(pod: Manifest, resource: str) -> Fraction:
+    """What a pod's containers ask for; limits stand in for absent requests."""
+    rows = (c.get("resources") or {} for c in pod["spec"].get("containers", []))
+    each = ((row.get("limits") or {}) | (row.get("requests") or {}) for row in rows)
+    return sum((parse_quantity(str(one.get(resource, "0"))) for one in each), Fraction())
 
 
 def full_name(obj: Manifest) -> str:

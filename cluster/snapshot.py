@@ -1,11 +1,13 @@
 """What is known of a gang at one moment, and small questions to it. Pure: `observe` fills it, `diagnosis` reads it."""
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from cluster.environment import STOP_MARGIN_S
 from cluster.kinds import Manifest
 from cluster.names import COMPONENT, GPU, HEAD, HOST_INDEX
+from cluster.quantity import parse_quantity
 from cluster.spec import ClusterSpec
 
 KUBERAY_POLL_S = 10.0
@@ -22,7 +24,14 @@ class Gang:
     port: int = 8000
     scheduler: str = "none"
     nodes: int = 2
+    queue: str | None = None
     gpus_per_node: int = 8
+    cpu: str = "0"
+    """Of each pod with ranks."""
+    memory: str = "0"
+    """Of each pod with ranks."""
+    total: tuple[tuple[str, Fraction], ...] = ()
+    """What all pods ask for together, the head's too, by resource."""
     product: str | None = None
     selector: tuple[tuple[str, str], ...] = ()
     tolerations: tuple[Manifest, ...] = ()
@@ -33,7 +42,7 @@ class Gang:
     @property
     def size(self) -> str:
         """As a sentence names it."""
-        gpus = f" x {self.gpus_per_node} GPUs" if self.gpus_per_node else ""
+        gpus = f" x {self.gpus_per_node} GPUs" if self.gpus_per_node else f" x {self.cpu} CPUs and {self.memory}"
         return f"{self.nodes} nodes{gpus}{f' of {self.product}' if self.product else ''}"
 
 
@@ -49,7 +58,11 @@ def gang_of(spec: ClusterSpec) -> Gang:
         port=spec.serving.http.port,
         scheduler=spec.gang.scheduler,
         nodes=spec.nodes.count,
+        queue=spec.gang.queue,
         gpus_per_node=spec.nodes.gpus_per_node,
+        cpu=spec.resources.worker.cpu,
+        memory=spec.resources.worker.memory,
+        total=tuple(asked_for(spec).items()),
         product=spec.nodes.product,
         selector=tuple(sorted(spec.nodes.selector.items())),
         tolerations=tuple(tolerations),
@@ -57,6 +70,17 @@ def gang_of(spec: ClusterSpec) -> Gang:
         delete_s=spec.timeouts.delete_s,
         drain_s=spec.serving.fault.drain_timeout_s + STOP_MARGIN_S + KUBERAY_POLL_S,
     )
+
+
+def asked_for(spec: ClusterSpec) -> dict[str, Fraction]:
+    """What all pods of a gang ask for together, by resource."""
+    worker, head, count = spec.resources.worker, spec.resources.head, spec.nodes.count
+    sums = {
+        "cpu": parse_quantity(worker.cpu) * count + parse_quantity(head.cpu),
+        "memory": parse_quantity(worker.memory) * count + parse_quantity(head.memory),
+        "pods": Fraction(count + 1),
+    }
+    return sums | ({GPU: Fraction(count * spec.nodes.gpus_per_node)} if spec.nodes.gpus_per_node else {})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,6 +111,8 @@ class Snapshot:
     """Only looked up while pods wait for a node."""
     neighbours: tuple[Manifest, ...] = ()
     """All pods of the Kubernetes cluster, looked up with `nodes`."""
+    queue: Manifest | None = None
+    """What limits the gang's queue, looked up while pods wait for a node or the job is held back."""
     operators: tuple[Manifest, ...] = ()
     """KubeRay's Deployments, looked up while nobody has written a status."""
     health: Health = Health()

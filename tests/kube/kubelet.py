@@ -60,10 +60,14 @@ class Kubelet:
     def _address(self, pod: Object) -> str:
         return f"10.0.0.{int(pod['metadata']['uid'][:2], 16)}"
 
-    def kill(self, name: str, namespace: str, *, reason: str = "Error", code: int = 1) -> None:
-        """End a pod's Ray container, as the kernel does with OOMKilled and 137."""
+    def kill(self, name: str, namespace: str, *, reason: str = "Error", code: int = 1, log: str = "") -> None:
+        """End a pod's Ray container, as the kernel does with OOMKilled and 137. The end of its log is kept as its
+        message where the container asks for that.
+        """
         pod = self.store.get("pods", name, namespace)
         ended = {"reason": reason, "exitCode": code, "finishedAt": self.clock.stamp()}
+        if pod["spec"]["containers"][0].get("terminationMessagePolicy") == "FallbackToLogsOnError":
+            ended["message"] = log
         self._report(pod, "Failed", ready=False, state={"terminated": ended})
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.kube.clock import ManualClock
 from tests.kube.errors import StatusError
-from tests.kube.pods import head_pod, replica_pods, services, token_secret, token_wanted, worker_groups
+from tests.kube.pods import deletion, head_pod, replica_pods, services, token_secret, token_wanted, worker_groups
 from tests.kube.rules import cluster_faults, job_faults
 from tests.kube.scene import add_event, condition, condition_is, set_status
 from tests.kube.store import Change, Store, Write
@@ -139,6 +139,8 @@ class Operator:
         """The job itself ended: its driver exited, or nobody answered its dashboard."""
         job = self.store.get(JOBS, name, namespace)
         self._job_status(job, jobDeploymentStatus="Failed", jobStatus="FAILED", reason=reason, message=message)
+        if job["spec"].get("shutdownAfterJobFinishes"):
+            self.store.delete(CLUSTERS, job["status"]["rayClusterName"], namespace)
 
     # RayCluster.
 
@@ -184,8 +186,7 @@ class Operator:
         for pod in pods:
             if pod in dead or (_replica(pod) is not None and _replica(pod) in replicas):
                 role = pod["metadata"]["labels"]["ray.io/node-type"].capitalize()
-                where = f"{pod['metadata']['name']} on node {pod['spec'].get('nodeName')}"
-                add_event(self.store, self.clock, cluster, f"Deleted{role}Pod", f"Deleted pod {where}", "Normal")
+                add_event(self.store, self.clock, cluster, f"Deleted{role}Pod", deletion(pod), "Normal")
                 self.store.delete("pods", pod["metadata"]["name"], pod["metadata"]["namespace"])
 
     def _incomplete(self, cluster: Object, pods: list[Object]) -> set[str | None]:

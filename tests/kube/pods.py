@@ -56,6 +56,25 @@ def _pod(cluster: Object, template: Object, name: str, labels: dict[str, str], o
     }
 
 
+def deletion(pod: Object) -> str:
+    """What the event says of a pod that is deleted, with the end of its container in Go's notation."""
+    meta, status = pod["metadata"], pod["status"]
+    rows = [row.get("state", {}).get("terminated") for row in status.get("containerStatuses", [])]
+    ended = next((row for row in rows if row), None)
+    printed = "nil"
+    if ended is not None:
+        printed = (
+            f"&ContainerStateTerminated{{ExitCode:{ended['exitCode']},Signal:0,Reason:{ended['reason']},"
+            f"Message:{ended.get('message', '')},StartedAt:2026-11-30 12:00:00 +0000 UTC,"
+            "FinishedAt:2026-11-30 12:00:01 +0000 UTC,ContainerID:containerd://0,}"
+        )
+    role, policy = meta["labels"]["ray.io/node-type"], pod["spec"].get("restartPolicy", "Always")
+    return (
+        f"Deleted {role} Pod {meta['namespace']}/{meta['name']}; Pod status: {status.get('phase')}; "
+        f"Pod restart policy: {policy}; Ray container terminated status: {printed}"
+    )
+
+
 def token_wanted(cluster: Object) -> bool:
     return bool((cluster["spec"].get("authOptions") or {}).get("mode") == "token")
 

@@ -1,6 +1,7 @@
 """`gangway cluster` from its arguments to its exit code, with rendered manifests, while a fake cluster moves on."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import yaml
 
 from cluster.cli import app
 from cluster.errors import ConflictError, PlatformError, SpecError, WorkloadError
+from cluster.facts import RIGHTS, RIGHTS_TO_DRAIN
 from cluster.loader import load_spec
 from cluster.names import LAST_APPLIED
 from tests.kube.scene import add_operator
@@ -70,6 +72,28 @@ def test_a_rendered_gang_comes_up_is_shown_and_goes(
     assert command("down") == 0
     assert world.pods() == []
     assert command("down") == 0
+
+
+def test_the_role_that_is_printed_has_the_verbs_that_doctor_asks_for(
+    command: Command, kube: KubeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = load_spec(CONFIG)
+    set_scene(kube, spec)
+    kube.rbac.denied |= {(verb, f"{kind.full_name}/{sub}".rstrip("/")) for verb, kind, sub in RIGHTS + RIGHTS_TO_DRAIN}
+    run_offline("role", str(CONFIG), "--json")
+    (role,) = json.loads(capsys.readouterr().out)
+    assert role["metadata"]["namespace"] == spec.namespace
+    told = {f"{verb} {name}" for rule in role["rules"] for verb in rule["verbs"] for name in _full_names(rule)}
+    assert command("doctor", "--json") == 1
+    checks = json.loads(capsys.readouterr().out)["checks"]
+    texts = " ".join(row["text"] for row in checks if row["check"] == "rights" and row["level"] in ("fail", "warn"))
+    assert told == set(re.findall(r"(?:get|list|watch|create|patch|delete) [a-z0-9./]+", texts))
+
+
+def _full_names(rule: dict[str, Any]) -> list[str]:
+    """As `doctor` names resources: `rayjobs.ray.io`, `pods/log`."""
+    (group,) = rule["apiGroups"]
+    return [f"{name}.{group}" if group else name for name in rule["resources"]]
 
 
 def test_up_tells_what_it_would_do_and_does_nothing(
@@ -236,7 +260,7 @@ def without_note(document: Object) -> Object:
     return document | {"metadata": meta}
 
 
-@pytest.mark.parametrize("verb", ["plan", "doctor", "render", "up", "status", "logs", "submit", "down"])
+@pytest.mark.parametrize("verb", ["plan", "doctor", "role", "render", "up", "status", "logs", "submit", "down"])
 def test_every_command_helps_with_an_example_and_knows_json(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     run_offline(verb, "--help")
     told = capsys.readouterr().out

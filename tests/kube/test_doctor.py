@@ -10,7 +10,7 @@ from cluster.client import Client
 from cluster.connection import connect
 from cluster.doctor import Finding, examine
 from cluster.facts import Reader, named_secrets
-from cluster.kinds import LOCAL_QUEUE
+from cluster.kinds import CLUSTER_QUEUE, LOCAL_QUEUE
 from cluster.loader import load_spec
 from cluster.operator_check import argument
 from cluster.spec import ClusterSpec
@@ -20,6 +20,7 @@ from tests.kube.store import Write
 
 Object = dict[str, Any]
 CONFIG = Path(__file__).parents[2] / "configs" / "cluster" / "llama-3.1-405b-tp16-2x8-h100.yaml"
+LAPTOP = CONFIG.with_name("smollm2-135m-tp2-kind-cpu.yaml")
 
 SINCE = {"lastTransitionTime": "2026-11-23T12:00:00Z"}
 
@@ -136,6 +137,64 @@ def test_an_operator_that_would_never_submit_the_command_fails(
     assert [row.check for row in rows] == ["operator"]
     assert f"--batch-scheduler={batch_scheduler}: KubeRay refuses" in rows[0].text
     assert rows[0].fix.endswith(fix)
+
+
+def test_a_volcano_queue_that_is_too_small_fails_with_both_amounts(look: Examine, kube: KubeServer) -> None:
+    def small(queue: Object) -> Object:
+        return {**queue, "spec": {"weight": 1, "capability": {"nvidia.com/gpu": "12", "cpu": "1k"}}}
+
+    kube.store.change("queues.scheduling.volcano.sh", "research", "", small)
+    assert failed(look()) == ["Queue research allows 12 of nvidia.com/gpu, and the gang asks for 16"]
+
+
+@pytest.mark.parametrize(
+    ("change", "fails"),
+    [
+        ({}, True),
+        ({"cohortName": "all"}, False),
+        ({"flavors": [{"name": n, "resources": [{"name": "nvidia.com/gpu", "nominalQuota": 8}]} for n in "ab"]}, False),
+    ],
+)
+def test_a_kueue_quota_is_compared_where_it_can_be_known(
+    kube: KubeServer, client: Client, change: Object, fails: bool
+) -> None:
+    spec = load_spec(CONFIG)
+    set_scene(kube, spec)
+    add_operator(kube.store)
+    add_cluster_queue(kube, 8, **change)
+    told = "ClusterQueue all allows 8 of nvidia.com/gpu, and the gang asks for 16"
+    assert failed(examine(Reader(client, spec).read(), spec)) == ([told] if fails else [])
+
+
+def add_cluster_queue(server: KubeServer, gpus: int, *, flavors: list[Object] | None = None, **spec: Any) -> None:
+    """The ClusterQueue `all`, which the LocalQueue leads to."""
+    server.install(("clusterqueues", "kueue.x-k8s.io"))
+    quota = {"name": "h100", "resources": [{"name": "nvidia.com/gpu", "nominalQuota": gpus}]}
+    group = {"coveredResources": ["nvidia.com/gpu"], "flavors": flavors or [quota]}
+    queue = plain(CLUSTER_QUEUE.api_version, "ClusterQueue", "all") | {"spec": {"resourceGroups": [group], **spec}}
+    server.store.create("clusterqueues.kueue.x-k8s.io", queue)
+
+
+def test_no_nodes_at_all_is_a_whole_sentence(look: Examine, kube: KubeServer) -> None:
+    for name in ("a", "b"):
+        kube.store.delete("nodes", name)
+    assert "there are no nodes at all, 2 nodes x 8 GPUs of NVIDIA-H100-80GB-HBM3 are needed" in failed(look())
+
+
+def test_a_gang_without_gpus_is_compared_in_cpus_and_memory(kube: KubeServer, client: Client) -> None:
+    spec = load_spec(LAPTOP, ["resources.worker.cpu=200"])
+    set_scene(kube, spec)
+    add_operator(kube.store)
+    (told,) = failed(examine(Reader(client, spec).read(), spec))
+    assert told.startswith("0 nodes fit, 2 nodes x 200 CPUs and 4Gi are needed: node a has 192 CPUs and 2000Gi free")
+
+
+def test_how_kuberay_is_installed_begins_with_where_it_is_found(spec: ClusterSpec, tmp_path: Path) -> None:
+    with KubeServer(kuberay=False) as bare:
+        client = connect(str(bare.kubeconfig(tmp_path / "kubeconfig")))
+        rows = [row for row in examine(Reader(client, spec).read(), spec) if "helm" in row.fix]
+    assert rows
+    assert all(row.fix.startswith("helm repo add kuberay ") for row in rows)
 
 
 def test_an_operator_that_is_too_old_fails(look: Examine) -> None:

@@ -43,7 +43,7 @@ def test_a_head_that_dies_is_made_anew_and_up_waits_for_it(run: Callable[..., Ru
     assert "joining Ray" in scene.told
 
 
-def test_pods_lost_while_coming_up_are_told_with_their_node(run: Callable[..., Run]) -> None:
+def test_pods_lost_while_coming_up_are_told_with_how_they_ended(run: Callable[..., Run]) -> None:
     scene = run()
     scene.world.add_nodes("a", "b", "c")
     scene.world.app_start_s = 1000.0
@@ -58,7 +58,7 @@ def test_pods_lost_while_coming_up_are_told_with_their_node(run: Callable[..., R
 
     scene.lifecycle.wait = wait
     told = scene.fails(WorkloadError)
-    assert "on node b" in told
+    assert "Ray container terminated status: exit code 137 (NodeLost)" in told
 
 
 def test_a_model_that_never_answers_is_told_at_the_deadline_with_its_state(run: Callable[..., Run]) -> None:

@@ -4,12 +4,17 @@ Time is the world's own: `wait` moves it. Everything between the client and the 
 """
 
 from collections.abc import Callable
+from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 from cluster.errors import PlatformError, RoomError, WorkloadError
+from cluster.kinds import LOCAL_QUEUE
+from cluster.report import report
 from cluster.snapshot import Gang
-from tests.kube.run import Run
+from tests.kube.run import WANTED, Run
 from tests.kube.samples import gang
+from tests.kube.test_doctor import add_cluster_queue
 
 Object = dict[str, Any]
 
@@ -166,6 +171,90 @@ def test_kueue_holding_a_job_back_is_told_with_the_quota(run: Callable[..., Run]
     told = scene.fails(RoomError, documents=documents)
     assert "Kueue holds llama back in queue team" in told
     assert "16 > 8" in told
+
+
+def test_a_queue_that_is_too_small_is_told_with_its_name_and_both_amounts(run: Callable[..., Run]) -> None:
+    wanted = replace(WANTED, queue="research", total=(("nvidia.com/gpu", Fraction(16)),))
+    scene = run(wanted=wanted)
+    scene.world.add_nodes("a")
+    scene.world.server.install(("queues", "scheduling.volcano.sh"))
+    queue = {"apiVersion": "scheduling.volcano.sh/v1beta1", "kind": "Queue", "metadata": {"name": "research"}}
+    scene.world.store.create(
+        "queues.scheduling.volcano.sh", queue | {"spec": {"weight": 1, "capability": {"nvidia.com/gpu": 8}}}
+    )
+    told = scene.fails(RoomError)
+    assert "queue research is too small: Queue research allows 8 of nvidia.com/gpu" in told
+    assert "the gang asks for 16" in told
+
+
+def test_a_quota_that_kueue_could_never_grant_is_told_with_its_name_and_both_amounts(run: Callable[..., Run]) -> None:
+    total = (("nvidia.com/gpu", Fraction(16)),)
+    wanted = Gang(name="llama", namespace="default", scheduler="kueue", queue="team", total=total)
+    scene = run(wanted=wanted, batch_scheduler="")
+    scene.world.queue_by_kueue()
+    scene.world.server.install(("localqueues", "kueue.x-k8s.io"))
+    local = {"apiVersion": LOCAL_QUEUE.api_version, "kind": "LocalQueue", "spec": {"clusterQueue": "all"}}
+    scene.world.store.create(
+        "localqueues.kueue.x-k8s.io", local | {"metadata": {"name": "team", "namespace": "default"}}
+    )
+    add_cluster_queue(scene.world.server, 8)
+    told = scene.fails(RoomError, documents=gang(labels={"kueue.x-k8s.io/queue-name": "team"}))
+    assert "queue team is too small: ClusterQueue all allows 8 of nvidia.com/gpu, and the gang asks for 16" in told
+
+
+def test_without_any_node_the_sentence_is_whole(run: Callable[..., Run]) -> None:
+    told = run().fails(RoomError)
+    assert "0 fit: no node is to be seen; the scheduler says: 0/0 nodes are available" in told
+
+
+def test_a_head_that_ends_at_once_is_told_with_its_last_words(run: Callable[..., Run]) -> None:
+    """KubeRay deletes it in the moment in which it ends, and its log is gone with it."""
+    scene = run()
+    scene.world.add_nodes("a", "b")
+    documents = gang()
+    head = documents[1]["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    head["terminationMessagePolicy"] = "FallbackToLogsOnError"
+
+    def wait(_: float) -> None:
+        scene.world.step()
+        for pod in scene.world.pods("head"):
+            if pod["status"].get("phase") == "Running":
+                name = pod["metadata"]["name"]
+                scene.world.kubelet.kill(name, "default", log="usage: ray\nNo such option: --dashbord-host\n")
+                scene.world.step()
+
+    scene.lifecycle.wait = wait
+    told = scene.fails(WorkloadError, documents=documents)
+    assert "exit code 1 (Error)" in told
+    assert "ContainerStateTerminated" not in told
+    assert "No such option: --dashbord-host" in scene.told
+    assert "has written no log" not in scene.told
+
+
+def test_a_proxy_without_a_gateway_is_said_to_be_one(run: Callable[..., Run]) -> None:
+    scene = run()
+    scene.world.add_nodes("a", "b")
+    scene.world.no_gateway = True
+
+    def wait(seconds: float) -> None:
+        scene.world.run(seconds)
+        scene.world.no_gateway = not any("no gateway yet" in line for line in scene.lines)
+
+    scene.lifecycle.wait = wait
+    scene.up()
+    assert "loading the model: the proxy runs, no gateway yet" in scene.lines
+
+
+def test_after_a_failure_the_stage_says_so(run: Callable[..., Run]) -> None:
+    scene = run()
+    scene.world.add_nodes("a", "b")
+    documents = gang()
+    documents[1]["spec"]["shutdownAfterJobFinishes"] = True
+    scene.up(documents)
+    assert scene.world.operator
+    scene.world.operator.fail_job("llama", "default", reason="AppFailed", message="exit code 1")
+    scene.world.run(2)
+    assert report(scene.client, WANTED)["stage"] == "failed: AppFailed"
 
 
 def test_a_spec_that_kuberay_rejects_is_told_with_its_event(run: Callable[..., Run]) -> None:

@@ -36,6 +36,8 @@ class World:
         """From all pods ready to an application that is ready to compute."""
         self.app_state = "loading"
         """What `/readyz` says before that."""
+        self.no_gateway = False
+        """Whether the proxy has no route yet."""
         self.unreachable = False
         """Whether a network policy keeps the API server's proxy out."""
         self._app_since: float | None = None
@@ -105,7 +107,7 @@ class World:
         if self.unreachable:
             return 503, b"error trying to reach service: dial tcp 10.0.0.9:8000: connect: connection timed out"
         up = self._app_since is not None and self.clock.now - self._app_since >= self.app_start_s
-        if path == "/readyz":
+        if path == "/readyz" and not self.no_gateway:
             return (200, b'{"status": "ok"}') if up else (503, json.dumps({"status": self.app_state}).encode())
         return 404, b"{}"
 
