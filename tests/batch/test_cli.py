@@ -14,7 +14,7 @@ from serving.batch.rows import GENERATE
 from serving.config import load_config
 from serving.runtime.preflight import absolute_paths
 from tests.e2e.server import CONFIG, MODEL
-from tests.test_cli import gangway, one_sentence
+from tests.test_cli import called, gangway, one_sentence
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_another_jobs_output_is_not_touched_nor_what_lies_beside_it(files: tuple
     source, output, lines = files
     pq.write_table(pa.table({"b": [1]}), output)
     content = output.read_bytes()
-    done = gangway("batch", CONFIG, source, output, "--column", "ask", "--set", f"model.path={MODEL}")
+    done = called("batch", CONFIG, source, output, "--column", "ask", "--set", f"model.path={MODEL}")
     assert "is not what this job wrote; --overwrite replaces it" in one_sentence(done, 1)
     assert output.read_bytes() == content
     assert lines.exists()
@@ -80,7 +80,7 @@ def test_a_folder_that_is_no_input_is_refused(tmp_path: Path, names: list[str], 
     folder.mkdir()
     for name in names:
         (folder / name).write_text("{}\n")
-    done = gangway("batch", CONFIG, folder, folder / output, "--set", f"model.path={MODEL}")
+    done = called("batch", CONFIG, folder, folder / output, "--set", f"model.path={MODEL}")
     assert sentence in one_sentence(done, 1)
 
 
