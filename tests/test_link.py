@@ -178,17 +178,19 @@ def test_closing_never_waits_for_an_absent_peer() -> None:
 
 
 SERVER_OF_A_STALLED_CLIENT = """
-import sys, zmq
-from serving.link import LinkClient, LinkServer
+import zmq
+from serving import link
+from serving.link import LinkServer
 from serving.messages import Beat, Delta, EngineStats, StepOutput, encode
 
+link._HEARTBEAT_TIMEOUT_MS = 10 * 60_000  # else a close that waits would wait only until the connection is given up
 server = LinkServer("127.0.0.1", generation=1)
 context = zmq.Context()
 client = context.socket(zmq.DEALER)
 client.curve_serverkey = server.endpoint.server_public.encode()
 client.curve_publickey = server.endpoint.client_public.encode()
 client.curve_secretkey = server.endpoint.client_secret.encode()
-client.linger = 0
+client.linger, client.rcvhwm = 0, 1
 client.connect(server.endpoint.address)
 client.send(encode(Beat()))
 messages = []
