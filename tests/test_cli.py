@@ -2,11 +2,13 @@
 
 import contextlib
 import io
+import os
 import socket
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import typer
@@ -24,9 +26,9 @@ def gangway(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def called(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """The same in this process: a new one takes seconds to import all that the command line needs."""
+    """The same in this process, whose environment stays: a new process takes seconds for its imports."""
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with mock.patch.dict(os.environ), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = run(list(map(str, arguments)))
     return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
