@@ -1,7 +1,7 @@
 """`gangway batch` on a gang of its own, as the documents of a RayJob. Pure.
 
 It is the serving gang under the name NAME-batch, made by the same builders, without a Service. The command on the head
-reads the rows, tokenizes them and writes the output, so the head mounts the model and `storage.batch` as well.
+reads the rows, tokenizes them and writes the output, so the head mounts `storage.batch` as well.
 KubeRay itself submits it (HTTPMode), as the serving command: a submitter pod that loses contact would end the job.
 """
 

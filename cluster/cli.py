@@ -202,10 +202,12 @@ def status(
         return int(not answer["ready"])
     typer.echo(f"{answer['namespace']}/{answer['name']}: {answer['stage']}")
     for pod in answer["pods"]:
-        host = "head" if pod["host"] is None else f"host {pod['host']}"
+        host = pod["role"] if pod["host"] is None else f"{'spare' if pod['spare'] else 'host'} {pod['host']}"
         ready = "ready" if pod["ready"] else "not ready"
         where = pod["node"] or "no node"
         typer.echo(f"  {host:<9}{pod['pod']:<44}{where:<24}{pod['phase']:<10}{ready:<11}{pod['reason'] or ''}".rstrip())
+    if answer["spares_missing"]:
+        typer.echo(f"  note: {answer['spares_missing']}")
     for problem in answer["problems"]:
         typer.echo(f"  problem: {problem}")
     return int(not answer["ready"])

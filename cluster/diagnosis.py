@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from cluster.errors import ClusterError, PlatformError, RoomError, WorkloadError
 from cluster.kinds import Manifest
+from cluster.losses import node_lost
 from cluster.queues import shortages
 from cluster.room import room
 from cluster.snapshot import Snapshot, condition, container, event_key, is_true, labels, status, title
@@ -194,7 +195,7 @@ def job_failed(snapshot: Snapshot) -> ClusterError | None:
 
 
 def pods_lost(snapshot: Snapshot) -> ClusterError | None:
-    """KubeRay forms a replica anew when one of its pods is gone."""
+    """KubeRay replaces a pod that is gone, and the group forms anew."""
     lost = [event for event in snapshot.reasons(*LOST_EVENTS) if event_key(event) in snapshot.fresh]
     if not lost:
         return None
@@ -202,7 +203,7 @@ def pods_lost(snapshot: Snapshot) -> ClusterError | None:
     told = "; ".join(dict.fromkeys(text for text, _ in ends))
     failed = status(snapshot.job).get("failed", 0)
     return WorkloadError(
-        f"pods of the gang were lost, and KubeRay makes its replica anew (the job has failed {failed} times): {told}",
+        f"pods of the gang were lost, and KubeRay replaces them (the job has failed {failed} times): {told}",
         fix="see the nodes' events; `gangway cluster status` follows the new pods",
         said=next((said for _, said in reversed(ends) if said), ""),
     )
@@ -222,15 +223,17 @@ def _ending(message: str) -> tuple[str, str]:
 def unplaced(snapshot: Snapshot) -> ClusterError | None:
     """No room for the whole gang."""
     waiting = [pod for pod in snapshot.pods if condition(pod, "PodScheduled").get("status") == "False"]
-    if not waiting or snapshot.reasons("TriggeredScaleUp"):
+    serves = snapshot.health.ready and len(waiting) <= snapshot.gang.spares  # told as spares that are missing
+    if not waiting or serves or snapshot.reasons("TriggeredScaleUp"):
         return None
     told = condition(waiting[0], "PodScheduled").get("message", "")
     rooms = room(snapshot.gang, snapshot.nodes, snapshot.neighbours)
     seen = "; ".join(map(str, rooms)) or f"no node is to be seen; the scheduler says: {told or 'nothing'}"
     fitting = sum(row.fits for row in rooms)
-    fix = "free or add nodes, uncordon or tolerate, lower nodes.count, or wait with --patient"
+    lower = "nodes.spares or nodes.count" if snapshot.gang.spares else "nodes.count"
+    fix = f"free or add nodes, uncordon or tolerate, lower {lower}, or wait with --patient"
     enough = f" (enough for ranks; the scheduler says: {told or 'nothing'})"
-    head = "" if not rooms or fitting < snapshot.gang.nodes else enough
+    head = "" if not rooms or fitting < snapshot.gang.pods else enough
     return RoomError(
         f"{len(waiting)} pods have no node: need {snapshot.gang.size}, {fitting} fit{head}: {seen}", fix=fix
     )
@@ -262,6 +265,7 @@ TABLE = (
     Row(mount_failed),
     Row(crashed),
     FAILED,
+    Row(node_lost),
     LOST,
     Row(unplaced, patience_s=3.0),
     Row(stuck_before_head, patience_s=120.0),
@@ -277,17 +281,18 @@ def findings(snapshot: Snapshot, table: Iterable[Row] = TABLE) -> list[tuple[Row
 def hang(snapshot: Snapshot) -> str:
     """What to say when all pods are ready and the model still is not at the deadline."""
     ready = sum(is_true(pod, "Ready") for pod in snapshot.workers)
-    if ready < snapshot.gang.nodes or not is_true(snapshot.head, "Ready"):
-        return f"{ready} of {snapshot.gang.nodes} pods with ranks are ready"
+    runs = status(snapshot.job).get("jobStatus") == "RUNNING"  # then pods with ranks are not ready until the group is
+    if (ready < snapshot.gang.pods and not runs) or not is_true(snapshot.head, "Ready"):
+        return f"{ready} of {snapshot.gang.pods} pods with ranks are ready"
     told = " ".join(snapshot.health.text.split())[:200] or "nothing"
     if not snapshot.health.status or KEPT_OUT in told:
         return (
-            f"all pods are ready, yet /readyz does not answer the API server's proxy ({told}): a NetworkPolicy may "
+            f"all pods are up, yet /readyz does not answer the API server's proxy ({told}): a NetworkPolicy may "
             "keep it out; add the control plane's addresses to network_policy.allow_cidrs, and see whether the model "
             "is up with `gangway cluster logs`"
         )
     return (
-        f"all pods are ready, yet /readyz answers {snapshot.health.status} ({told}): ranks may wait for each "
+        f"all pods are up, yet /readyz answers {snapshot.health.status} ({told}): ranks may wait for each "
         "other over the wrong interface; see `gangway cluster logs`, and set network.interface (NCCL_SOCKET_IFNAME)"
     )
 

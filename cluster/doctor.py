@@ -137,7 +137,7 @@ def check_nodes(facts: Facts, spec: ClusterSpec) -> Told:
         return
     fitting = [row for row in rooms if row.fits]
     seen = "; ".join(str(row) for row in rooms if row.gpus or not gang.gpus_per_node)
-    if len(fitting) < gang.nodes:
+    if len(fitting) < gang.pods:
         yield "fail", f"{len(fitting)} nodes fit, {gang.size} are needed: {seen}", "free, uncordon or add nodes"
     else:
         yield "ok", f"{len(fitting)} nodes fit, {gang.size} are needed: {seen}", ""
@@ -173,7 +173,7 @@ def check_network(facts: Facts, spec: ClusterSpec) -> Told:
         yield "skipped", "neither RDMA nor a secondary network is asked for", ""
     if wanted is not None and "nodes" not in facts.unread:
         have = [n["metadata"]["name"] for n in facts.nodes if _allocatable(n, wanted) >= spec.network.rdma_count]
-        level: Level = "ok" if len(have) >= spec.nodes.count else "fail"
+        level: Level = "ok" if len(have) >= spec.nodes.pods else "fail"
         fix = "" if level == "ok" else "see what the device plugin offers: kubectl get nodes -o yaml"
         yield level, f"{len(have)} nodes offer {spec.network.rdma_count} {wanted}", fix
     for name, found in facts.attachments.items():

@@ -4,22 +4,17 @@ KubeRay tells a job to stop when its RayJob goes, but deletes the pods in the sa
 would be cut off.
 """
 
-import base64
 from collections.abc import Callable
 
 from cluster.client import Client
-from cluster.errors import ClusterError
-from cluster.kinds import RAY_JOB, SECRET, Manifest
-from cluster.network import DASHBOARD
+from cluster.dashboard import ask_dashboard
+from cluster.kinds import RAY_JOB, Manifest
 from cluster.observe import Observer, Wait
 from cluster.snapshot import Gang, Snapshot, status
 
 POLL_S = 2.0
 ENDED = ("STOPPED", "SUCCEEDED", "FAILED")
 """Ray's words for a job that is over."""
-
-TOKEN_HEADER = "X-Ray-Authorization"  # noqa: S105  its name
-"""Where Ray looks for its token as well, since the API server takes `Authorization` for itself."""
 
 
 def drain(client: Client, gang: Gang, say: Callable[[str], None], wait: Wait, clock: Callable[[], float]) -> None:
@@ -45,27 +40,13 @@ def drain(client: Client, gang: Gang, say: Callable[[str], None], wait: Wait, cl
 
 def _tell_to_stop(client: Client, snapshot: Snapshot) -> str | None:
     """Why it cannot be told, or None when it has been."""
-    service = status(snapshot.cluster).get("head", {}).get("serviceName")
     name = status(snapshot.job).get("jobId")
-    if not service or not name or snapshot.head is None:
-        return "its head is not to be seen"
-    try:
-        headers = _authorization(client, snapshot.head)
-    except ClusterError as error:
-        return str(error)
-    where, path = snapshot.gang.namespace, f"/api/jobs/{name}/stop"
-    code, text = client.through_service(service, DASHBOARD, path, where, method="POST", headers=headers)
-    return None if code == 200 else f"Ray's dashboard answers {code or 'not'}: {' '.join(text.split())[:200]}"
-
-
-def _authorization(client: Client, head: Manifest) -> dict[str, str]:
-    """The header with the token that KubeRay gave the head; {} where it gave none. Raises `ClusterError`."""
-    for row in head["spec"]["containers"][0].get("env", []):
-        if row["name"] == "RAY_AUTH_TOKEN":
-            source = row["valueFrom"]["secretKeyRef"]
-            secret = client.get(SECRET, source["name"], head["metadata"]["namespace"])
-            return {TOKEN_HEADER: f"Bearer {base64.b64decode(secret['data'][source['key']]).decode().strip()}"}
-    return {}
+    if not name:
+        return "it has not been submitted"
+    code, text = ask_dashboard(client, snapshot, f"/api/jobs/{name}/stop", method="POST")
+    if code == 0:
+        return text
+    return None if code == 200 else f"Ray's dashboard answers {code}: {' '.join(text.split())[:200]}"
 
 
 def _ended(client: Client, job: Manifest) -> bool:

@@ -15,6 +15,11 @@ NODE_LOSS = {
 }
 """A node that is cut off is declared dead after about 6 s; by Ray's own defaults it takes half a minute or more."""
 
+AT_ONCE = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
+"""A Ray node that is told to end would wait up to 30 s for Serve to move replicas elsewhere: there is nowhere, and what
+has to drain has drained before it is told.
+"""
+
 ENTRANCE = "serving.api.entrance.middlewares"
 """What Serve, which every pod may run a proxy of, calls for the middleware around an application."""
 
@@ -25,12 +30,12 @@ STOP_MARGIN_S = 15
 def head_environment(spec: ClusterSpec) -> list[Variable]:
     """The head's: besides what all have, a job that is told to stop gets the time it needs to drain (Ray gives 3 s)."""
     drain = math.ceil(spec.serving.fault.drain_timeout_s) + STOP_MARGIN_S
-    return _written(spec, NODE_LOSS | _bodies(spec) | {"RAY_JOB_STOP_WAIT_TIME_S": str(drain)})
+    return _written(spec, NODE_LOSS | AT_ONCE | _bodies(spec) | {"RAY_JOB_STOP_WAIT_TIME_S": str(drain)})
 
 
 def worker_environment(spec: ClusterSpec) -> list[Variable]:
     """A pod's with ranks."""
-    return _written(spec, NODE_LOSS | _bodies(spec) | _collectives(spec))
+    return _written(spec, NODE_LOSS | AT_ONCE | _bodies(spec) | _collectives(spec))
 
 
 def _bodies(spec: ClusterSpec) -> dict[str, str]:

@@ -1,7 +1,9 @@
 """How each gang scheduler is told to place all pods or none: labels, annotations, priorities. Pure.
 
-Every scheduler gets the same size of gang from the worker group (min = replicas = max = 1, `numOfHosts` pods). Labels
-stand on the RayJob; KubeRay copies them to the RayCluster that it makes. Source: KubeRay 1.7, `batchscheduler/`.
+The size of the gang comes from the worker group, and the head's pod. YuniKorn and KAI read `minReplicas`, and so do
+not wait for spares; Volcano, in-tree and Kueue read `replicas`, which has them, and there is no other number that they
+would take. Labels stand on the RayJob; KubeRay copies them to the RayCluster that it makes.
+Source: KubeRay 1.7, `batchscheduler/`.
 """
 
 from collections.abc import Callable

@@ -102,7 +102,7 @@ class Lifecycle:
         raise ConflictError(f"{row.kind} {row.name} is being changed by others all the time", fix="run `up` again")
 
     def resubmit(self, document: Manifest) -> Snapshot:
-        """Run a submission anew on its standing cluster, and wait as `up` does."""
+        """Run a submission again on its standing cluster, and wait as `up` does."""
         name = document["metadata"]["name"]
         self._require_an_operator_that_serves()
         if self.client.find(RAY_CLUSTER, self.gang.name, self.gang.namespace) is None:
@@ -127,8 +127,8 @@ class Lifecycle:
     def wait_ended(self) -> None:
         """Print how the job stands until it has ended well. Raises as `up` does, and when it has failed or is gone.
 
-        Pods that are lost are made anew, and so is the job until that was too often: once it runs, only its own failure
-        ends the wait.
+        Pods that are lost are made again, and so is the job until that was too often: once it runs, only its own
+        failure ends the wait.
         """
         coming = [row for row in TABLE if row is not LOST]
         observer, told, begun = Observer(self.client, self.gang), "", False
@@ -170,16 +170,18 @@ class Lifecycle:
     def _replace(
         self, documents: Sequence[Manifest], touched: list[Alteration], *, recreate: bool, force: bool
     ) -> list[Alteration]:
-        """End what is touched, wait for its end, and compare anew. Raises `ConflictError` unless `recreate`."""
+        """End what is touched, wait for its end, and compare again. Raises `ConflictError` unless `recreate`."""
         if not recreate:
             told = "; ".join(str(row) for row in touched)
+            if any(".numOfHosts: " in field for row in touched for field in row.fields):
+                told = f"what runs is of the earlier kind, whose pods KubeRay only replaces all together; {told}"
             text = f"this would alter the template of pods that run, which KubeRay does not do in place: {told}"
-            raise ConflictError(text, fix="run `up --recreate` to end the gang and form it anew")
+            raise ConflictError(text, fix="run `up --recreate` to end the gang and form it again")
         self._drain()
         names = {(row.kind, row.name) for row in touched}
         for document in documents:
             if (document["kind"], document["metadata"]["name"]) in names:
-                self.say(f"deleting {document['kind']} {document['metadata']['name']} to make it anew")
+                self.say(f"deleting {document['kind']} {document['metadata']['name']} to make it again")
                 self.client.delete(kind_of(document), document["metadata"]["name"], self.gang.namespace)
         self._wait_gone((POD, *(kind_of(d) for d in documents if (d["kind"], d["metadata"]["name"]) in names)))
         return self.compare(documents, force=force)

@@ -11,7 +11,18 @@ import yaml
 from cluster.errors import SpecError
 from cluster.kuberay import refusal
 from cluster.loader import checked
-from cluster.names import INSTANCE, MANAGED_BY, MANAGER, PART_OF, SPEC_HASH, config_map_name
+from cluster.names import (
+    COMPONENT,
+    HEAD,
+    INSTANCE,
+    MANAGED_BY,
+    MANAGER,
+    PART_OF,
+    SPEC_HASH,
+    WORKER,
+    config_map_name,
+    ranks_budget_name,
+)
 from cluster.network import network_policy, service
 from cluster.ray_resource import ray_resource
 from cluster.spec import CONFIG_FILE, ClusterSpec
@@ -38,7 +49,7 @@ def render(spec: ClusterSpec, *, allow_single_node: bool = False) -> list[Docume
         _service_account(spec, labels),
         config,
         *([network_policy(spec, labels)] if spec.network_policy.enabled else []),
-        *([_disruption_budget(spec, labels)] if spec.disruption.protect else []),
+        *(_disruption_budgets(spec, labels) if spec.disruption.protect else []),
         service(spec, labels),
         ray_resource(spec, labels, _hash(config["data"])),
     ]
@@ -82,15 +93,33 @@ def _config_map(spec: ClusterSpec, labels: dict[str, str]) -> Document:
     }
 
 
-def _disruption_budget(spec: ClusterSpec, labels: dict[str, str]) -> Document:
-    """All pods or none. As a number of pods: a percentage or `maxUnavailable` needs an owner with a scale subresource,
-    which a RayCluster is not.
+def _disruption_budgets(spec: ClusterSpec, labels: dict[str, str]) -> list[Document]:
+    """The head is never evicted; of the pods with ranks all but one stay. A pod may be in one budget only.
+
+    Pods with ranks are ready while the group is (see `pod`), so that no second one is evicted before the first has been
+    made good, and none while the group recovers from something else.
+    """
+    return [
+        _disruption_budget(spec, spec.name, labels, HEAD, 1),
+        _disruption_budget(spec, ranks_budget_name(spec.name), labels, WORKER, spec.nodes.pods - 1),
+    ]
+
+
+def _disruption_budget(
+    spec: ClusterSpec, name: str, labels: dict[str, str], component: str, available: int
+) -> Document:
+    """As a number of pods: a percentage or `maxUnavailable` needs an owner with a scale subresource, which a RayCluster
+    is not. IfHealthyBudget: a pod that is not ready is as protected as the others.
     """
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
-        "metadata": {"name": spec.name, "namespace": spec.namespace, "labels": labels},
-        "spec": {"minAvailable": spec.nodes.count + 1, "selector": {"matchLabels": {INSTANCE: spec.name}}},
+        "metadata": {"name": name, "namespace": spec.namespace, "labels": labels},
+        "spec": {
+            "minAvailable": available,
+            "unhealthyPodEvictionPolicy": "IfHealthyBudget",
+            "selector": {"matchLabels": {INSTANCE: spec.name, COMPONENT: component}},
+        },
     }
 
 

@@ -22,8 +22,10 @@ WORKER: Final = "worker"
 WORKER_GROUP: Final = "ranks"
 """Name of the only worker group."""
 
-HOST_INDEX: Final = "ray.io/replica-host-index"
-"""KubeRay's label on worker pods: 0 to nodes - 1."""
+HOST_INDEX: Final = "ray.io/worker-group-replica-index"
+"""KubeRay's label on worker pods: 0 to nodes + spares - 1, since each pod is a replica. Absent where the operator's
+feature gate RayMultiHostIndexing is off.
+"""
 
 GPU: Final = "nvidia.com/gpu"
 """The device that a pod asks for, and the prefix of its nodes' labels."""
@@ -76,6 +78,11 @@ def is_label_value(value: str) -> bool:
 def config_map_name(name: str) -> str:
     """The ConfigMap with the serving configuration."""
     return f"{name}-config"
+
+
+def ranks_budget_name(name: str) -> str:
+    """The PodDisruptionBudget of the pods with ranks; the head's has the gang's own name."""
+    return f"{name}-ranks"
 
 
 def service_name(name: str) -> str:

@@ -21,9 +21,10 @@ from cluster.kinds import (
     Kind,
     Manifest,
 )
-from cluster.names import INSTANCE, service_name
+from cluster.losses import may_be_cut_off
+from cluster.names import COMPONENT, HEAD, INSTANCE, service_name
 from cluster.refusals import Denied, Missing
-from cluster.snapshot import Gang, Health, Snapshot, condition, event_key, is_true, status
+from cluster.snapshot import Gang, Health, Snapshot, condition, event_key, is_true, labels, status
 from cluster.submission import submission_name
 
 OPERATOR_LABEL = "app.kubernetes.io/name=kuberay-operator"
@@ -48,7 +49,7 @@ class Observer:
         keys = frozenset(map(event_key, events))
         self._base = keys if self._base is None else self._base
         unplaced = any(condition(pod, "PodScheduled").get("status") == "False" for pod in pods)
-        ready = bool(pods) and all(is_true(pod, "Ready") for pod in pods)
+        ready = any(is_true(pod, "Ready") for pod in pods if labels(pod).get(COMPONENT) == HEAD)
         return Snapshot(
             gang=gang,
             job=job,
@@ -57,6 +58,7 @@ class Observer:
             events=events,
             fresh=keys - self._base,
             nodes=self._where_allowed(NODE) if unplaced else (),
+            homes=self._homes(pods),
             neighbours=self._where_allowed(POD) if unplaced else (),
             queue=self._queue() if unplaced or (job or {"spec": {}})["spec"].get("suspend") else None,
             operators=() if status(cluster) or status(job) else self._where_allowed(DEPLOYMENT, OPERATOR_LABEL),
@@ -66,6 +68,14 @@ class Observer:
     def _cluster(self, job: Manifest | None) -> Manifest | None:
         name = self._gang.name if self._gang.kind == "cluster" else status(job).get("rayClusterName")
         return self._client.find(RAY_CLUSTER, name, self._gang.namespace) if name else None
+
+    def _homes(self, pods: tuple[Manifest, ...]) -> tuple[Manifest, ...]:
+        names = sorted({pod["spec"]["nodeName"] for pod in pods if may_be_cut_off(pod)})
+        try:
+            found = [self._client.find(NODE, name) for name in names]
+        except Denied:
+            return ()
+        return tuple(node for node in found if node is not None)
 
     def _where_allowed(self, kind: Kind, labels: str = "") -> tuple[Manifest, ...]:
         """Objects of all namespaces: to see them helps to explain, and not everybody may."""

@@ -18,7 +18,7 @@ Told = Iterator[tuple[Level, str, str]]
 """What a check yields: how bad, what, and the fix."""
 
 OLDEST_OPERATOR = (1, 6)
-"""The first KubeRay that recycles a replica of several hosts as a whole."""
+"""The first KubeRay that gives each pod with ranks its number (RayMultiHostIndexing)."""
 
 
 def check_operator(facts: Facts, spec: ClusterSpec) -> Told:
@@ -45,7 +45,7 @@ def _operator(deployment: Manifest, spec: ClusterSpec) -> Told:
     if version is None:
         yield "warn", f"the version of {container['image']} is not to be seen", "it must be 1.6 or later"
     elif tuple(map(int, version.groups())) < OLDEST_OPERATOR:
-        yield "fail", f"{container['image']} does not recycle a replica as a whole", "use KubeRay 1.6 or later"
+        yield "fail", f"{container['image']} does not number the pods with ranks", "use KubeRay 1.6 or later"
     else:
         yield "ok", f"{name} runs {container['image']}", ""
     arguments = _arguments(deployment)

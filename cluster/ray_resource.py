@@ -1,7 +1,9 @@
 """The RayJob or RayCluster. Pure.
 
-All ranks' pods are one replica of `numOfHosts` pods: when one fails, KubeRay forms them all anew, which is what a
-process group needs. Nothing scales: min = replicas = max, so that every scheduler counts the same gang.
+Each pod with ranks is a replica of its own (`numOfHosts: 1`): when one is lost, KubeRay replaces that one, and the
+others keep their memory, caches and stand-by processes. A replica of several hosts would be made again as a whole.
+Nothing scales. `minReplicas` is what the gang cannot do without, so that a scheduler which reads it does not wait for
+spares.
 """
 
 from typing import Any
@@ -52,10 +54,10 @@ def _cluster(spec: ClusterSpec, config_hash: str) -> dict[str, Any]:
         "workerGroupSpecs": [
             {
                 "groupName": WORKER_GROUP,
-                "replicas": 1,
-                "minReplicas": 1,
-                "maxReplicas": 1,
-                "numOfHosts": spec.nodes.count,
+                "replicas": spec.nodes.pods,
+                "minReplicas": spec.nodes.count,
+                "maxReplicas": spec.nodes.pods,
+                "numOfHosts": 1,
                 "rayStartParams": _rank_room(spec),
                 "template": worker_template(spec, config_hash),
             }

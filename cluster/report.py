@@ -3,10 +3,12 @@
 from typing import Any
 
 from cluster.client import Client
+from cluster.dashboard import pods_with_ranks
 from cluster.diagnosis import findings
 from cluster.errors import WorkloadError
 from cluster.kinds import DEPLOYMENT, POD
-from cluster.names import HOST_INDEX, INSTANCE
+from cluster.losses import spares_missing
+from cluster.names import HOST_INDEX, INSTANCE, WORKER
 from cluster.observe import OPERATOR_LABEL, Observer
 from cluster.snapshot import Gang, labels, status
 from cluster.stages import pod_row, stage
@@ -15,6 +17,7 @@ from cluster.stages import pod_row, stage
 def report(client: Client, gang: Gang) -> dict[str, Any]:
     """What `status --json` prints: stage, pods by host, and what is wrong."""
     snapshot = Observer(client, gang).look()
+    with_ranks = pods_with_ranks(client, snapshot) if gang.spares and snapshot.health.ready else None
     ordered = ([snapshot.head] if snapshot.head else []) + list(snapshot.workers)
     return {
         "name": gang.name,
@@ -25,8 +28,9 @@ def report(client: Client, gang: Gang) -> dict[str, Any]:
         "deployment": status(snapshot.job).get("jobDeploymentStatus"),
         "cluster": snapshot.cluster["metadata"]["name"] if snapshot.cluster else None,
         "attempts_failed": status(snapshot.job).get("failed", 0),
-        "pods": [pod_row(pod) for pod in ordered],
+        "pods": [pod_row(pod, with_ranks) for pod in ordered],
         "problems": [str(error) for _, error in findings(snapshot)] if snapshot.top else [],
+        "spares_missing": spares_missing(snapshot),
     }
 
 
@@ -40,7 +44,7 @@ def read_logs(
     """
     place, selector = gang.namespace, f"{INSTANCE}={gang.name},ray.io/node-type=head"
     if host is not None:
-        selector = f"{INSTANCE}={gang.name},{HOST_INDEX}={host}"
+        selector = f"{INSTANCE}={gang.name},ray.io/node-type={WORKER},{HOST_INDEX}={host}"
     if operator:
         deployments = client.list(DEPLOYMENT, labels=OPERATOR_LABEL)
         place = deployments[0]["metadata"]["namespace"] if deployments else ""
@@ -48,7 +52,7 @@ def read_logs(
     pods = client.list(POD, place, labels=selector)
     if not pods:
         known = [
-            labels(pod).get(HOST_INDEX, "head")
+            labels(pod).get(HOST_INDEX, labels(pod).get("ray.io/node-type", "pod"))
             for pod in client.list(POD, gang.namespace, labels=f"{INSTANCE}={gang.name}")
         ]
         raise WorkloadError(

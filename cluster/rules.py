@@ -145,6 +145,11 @@ def _placement(spec: ClusterSpec) -> Iterator[str]:
             f"serving.parallel.placement STRICT_SPREAD puts one rank on a pod, but each has {spec.ranks_per_node}: "
             "use PACK"
         )
+    if parallel.placement == "SPREAD" and spec.ranks_per_node > 1 and spec.nodes.spares:
+        yield (
+            f"serving.parallel.placement SPREAD would put some of a pod's {spec.ranks_per_node} ranks on the spares "
+            "(nodes.spares), which then are none: use PACK"
+        )
 
 
 def _room(spec: ClusterSpec) -> Iterator[str]:

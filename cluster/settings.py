@@ -37,6 +37,13 @@ class NodesConfig(Section):
     count: int = Field(ge=1, le=512)
     """Nodes, and so pods with ranks. The Ray head is one more pod, which holds none."""
 
+    spares: int = Field(default=0, ge=0, le=64)
+    """Pods beyond `count`, on nodes of their own with as many GPUs: they have joined Ray, and a lost pod's ranks go
+    there at once instead of waiting for a new pod. On CPUs one has a process with everything imported as well. 0: none
+    is paid for. KubeRay submits the command when every pod has been ready once, spares too; from then on the group
+    serves while a spare is missing. YuniKorn and KAI place the gang without waiting for spares; Volcano, Kueue and
+    in-tree know one size of gang only, which includes them."""
+
     gpus_per_node: int = Field(default=0, ge=0, le=16)
     """GPUs of each node, all of which its pod asks for. 0: the ranks compute on CPUs, `tensor_parallel_size / count` a
     pod."""
@@ -55,6 +62,11 @@ class NodesConfig(Section):
 
     runtime_class: ObjectName | None = None
     """RuntimeClass of pods with GPUs: `nvidia` on k3s and RKE2, not set where the GPU operator makes it the default."""
+
+    @property
+    def pods(self) -> int:
+        """Pods that can hold ranks: those that do, and the spares."""
+        return self.count + self.spares
 
 
 class ImageConfig(Section):
@@ -77,11 +89,11 @@ class RayConfig(Section):
     """Ray's version, which must be the image's; 2.53.0 or later."""
 
     kind: Literal["job", "cluster"] = "job"
-    """job: a RayJob, which KubeRay forms anew as a whole when it ends. cluster: a RayCluster that stays, to which the
+    """job: a RayJob, which KubeRay forms again as a whole when it ends. cluster: a RayCluster that stays, to which the
     command is submitted; Volcano refuses that, and the scheduler `in-tree` knows nothing else."""
 
     backoff_limit: int = Field(default=3, ge=0)
-    """RayJob: how often KubeRay forms the whole cluster anew after the command has failed for good."""
+    """RayJob: how often KubeRay forms the whole cluster again after the command has failed for good."""
 
     gang_wait_s: int = Field(default=3600, ge=1)
     """RayJob: longest wait for all pods, in seconds, before the job fails. Long enough for new nodes to start."""
@@ -101,10 +113,12 @@ class ResourcesConfig(Section):
     """Sizes of the pods."""
 
     worker: Amount
-    """A pod with ranks. `parallel.cpus_per_rank` for each is the least; more leaves room for Ray and the gateway."""
+    """A pod with ranks. `parallel.cpus_per_rank` for each is the least; more leaves room for Ray."""
 
-    head: Amount = Amount(cpu="2", memory="8Gi")
-    """The Ray head with the proxy that takes requests."""
+    head: Amount = Amount(cpu="4", memory="8Gi")
+    """The Ray head, with the proxy that takes requests and the gateway that tokenizes them. On one machine the gateway
+    took 0.65 GiB, Serve's processes 0.5 and Ray's own 1; the rest is for tokenizers, requests and Ray's object store.
+    Not measured on a cluster."""
 
     shm: Quantity = "16Gi"
     """Size of /dev/shm of a pod with ranks: Ray's object store, NCCL's and our own sums. Part of `memory`."""
@@ -263,7 +277,9 @@ class DisruptionConfig(Section):
     """What may end a pod on purpose."""
 
     protect: bool = True
-    """Refuse evictions (PodDisruptionBudget) and consolidation by autoscalers: one pod's end ends the gang."""
+    """Guard pods against evictions (two PodDisruptionBudgets) and consolidation by autoscalers. The head, whose end
+    ends the gang, is never evicted: `kubectl drain` of its node waits until `gangway cluster down`. Of the pods with
+    ranks one at a time may be, which costs a pause, and none while the group is not ready."""
 
 
 class TimeoutsConfig(Section):
@@ -274,6 +290,11 @@ class TimeoutsConfig(Section):
 
     delete_s: float = Field(default=300.0, gt=0)
     """Until all is gone, in seconds."""
+
+    node_lost_s: int = Field(default=30, ge=0)
+    """How long a pod stays on a node that answers no more, in seconds after Kubernetes has noticed (it takes 40 to
+    50). Kubernetes' own is 300. Ray has given the node up long before; longer only helps where nodes come back by
+    themselves and hold a shard cache."""
 
 
 class SecretKey(Section):

@@ -6,7 +6,7 @@ from typing import Any
 
 from cluster.environment import STOP_MARGIN_S
 from cluster.kinds import Manifest
-from cluster.names import COMPONENT, GPU, HEAD, HOST_INDEX
+from cluster.names import COMPONENT, GPU, HEAD, HOST_INDEX, WORKER
 from cluster.quantity import parse_quantity
 from cluster.spec import ClusterSpec
 
@@ -25,6 +25,7 @@ class Gang:
     scheduler: str = "none"
     nodes: int = 2
     queue: str | None = None
+    spares: int = 0
     gpus_per_node: int = 8
     cpu: str = "0"
     """Of each pod with ranks."""
@@ -37,13 +38,20 @@ class Gang:
     tolerations: tuple[Manifest, ...] = ()
     ready_s: float = 1800.0
     delete_s: float = 300.0
+    node_lost_s: float = 30.0
     drain_s: float = 55.0
 
     @property
     def size(self) -> str:
         """As a sentence names it."""
         gpus = f" x {self.gpus_per_node} GPUs" if self.gpus_per_node else f" x {self.cpu} CPUs and {self.memory}"
-        return f"{self.nodes} nodes{gpus}{f' of {self.product}' if self.product else ''}"
+        spares = f" and {self.spares} more as spares" if self.spares else ""
+        return f"{self.nodes} nodes{spares}{gpus}{f' of {self.product}' if self.product else ''}"
+
+    @property
+    def pods(self) -> int:
+        """Pods that can hold ranks."""
+        return self.nodes + self.spares
 
 
 def gang_of(spec: ClusterSpec) -> Gang:
@@ -59,6 +67,7 @@ def gang_of(spec: ClusterSpec) -> Gang:
         scheduler=spec.gang.scheduler,
         nodes=spec.nodes.count,
         queue=spec.gang.queue,
+        spares=spec.nodes.spares,
         gpus_per_node=spec.nodes.gpus_per_node,
         cpu=spec.resources.worker.cpu,
         memory=spec.resources.worker.memory,
@@ -68,13 +77,14 @@ def gang_of(spec: ClusterSpec) -> Gang:
         tolerations=tuple(tolerations),
         ready_s=spec.timeouts.ready_s,
         delete_s=spec.timeouts.delete_s,
+        node_lost_s=spec.timeouts.node_lost_s,
         drain_s=spec.serving.fault.drain_timeout_s + STOP_MARGIN_S + KUBERAY_POLL_S,
     )
 
 
 def asked_for(spec: ClusterSpec) -> dict[str, Fraction]:
     """What all pods of a gang ask for together, by resource."""
-    worker, head, count = spec.resources.worker, spec.resources.head, spec.nodes.count
+    worker, head, count = spec.resources.worker, spec.resources.head, spec.nodes.pods
     sums = {
         "cpu": parse_quantity(worker.cpu) * count + parse_quantity(head.cpu),
         "memory": parse_quantity(worker.memory) * count + parse_quantity(head.memory),
@@ -109,6 +119,8 @@ class Snapshot:
     """Keys of the events that came since the watching began."""
     nodes: tuple[Manifest, ...] = ()
     """Only looked up while pods wait for a node."""
+    homes: tuple[Manifest, ...] = ()
+    """Nodes of those pods that may have been cut off."""
     neighbours: tuple[Manifest, ...] = ()
     """All pods of the Kubernetes cluster, looked up with `nodes`."""
     queue: Manifest | None = None
@@ -124,9 +136,9 @@ class Snapshot:
 
     @property
     def workers(self) -> tuple[Manifest, ...]:
-        """Pods with ranks, by host index."""
-        ranks = [pod for pod in self.pods if labels(pod).get("ray.io/node-type") == "worker"]
-        return tuple(sorted(ranks, key=lambda pod: int(labels(pod).get(HOST_INDEX, "0"))))
+        """Pods with ranks and spares, by host index."""
+        ranks = [pod for pod in self.pods if labels(pod).get("ray.io/node-type") == WORKER]
+        return tuple(sorted(ranks, key=lambda pod: (int(labels(pod).get(HOST_INDEX, "0")), pod["metadata"]["name"])))
 
     @property
     def head(self) -> Manifest | None:

@@ -1,6 +1,7 @@
 """Where a gang is on its way up, in one line. Pure."""
 
 from cluster.kinds import Manifest
+from cluster.losses import is_spare
 from cluster.names import HOST_INDEX
 from cluster.snapshot import Snapshot, container, is_true, labels, status
 
@@ -23,7 +24,9 @@ def stage(snapshot: Snapshot) -> str:
 
 
 def _pod_stage(snapshot: Snapshot) -> str:
-    wanted, pods = snapshot.gang.nodes + 1, snapshot.pods
+    pods, job = snapshot.pods, status(snapshot.job).get("jobStatus")
+    begun = job in ("RUNNING", "PENDING")
+    wanted = 1 + (snapshot.gang.nodes if begun else snapshot.gang.pods)
     placed = sum("nodeName" in pod["spec"] for pod in pods)
     running = sum(status(pod).get("phase") == "Running" for pod in pods)
     ready = sum(is_true(pod, "Ready") for pod in pods)
@@ -31,14 +34,13 @@ def _pod_stage(snapshot: Snapshot) -> str:
         return f"placing: {placed} of {wanted} pods have a node"
     if running < wanted:
         return f"starting: {running} of {wanted} pods run"
+    if begun and is_true(snapshot.head, "Ready"):  # pods with ranks are ready again when the group is
+        if snapshot.health.status == NO_ROUTE:
+            return "loading the model: the proxy runs, no gateway yet"
+        return f"loading the model: /readyz answers {snapshot.health.status or 'not yet'}"
     if ready < wanted:
         return f"joining Ray: {ready} of {wanted} pods are ready"
-    job = status(snapshot.job).get("jobStatus")
-    if job not in ("RUNNING", "PENDING"):
-        return "submitting: all pods are ready"
-    if snapshot.health.status == NO_ROUTE:
-        return "loading the model: the proxy runs, no gateway yet"
-    return f"loading the model: /readyz answers {snapshot.health.status or 'not yet'}"
+    return "submitting: all pods are ready"
 
 
 def _resting(snapshot: Snapshot, top: Manifest) -> str | None:
@@ -55,8 +57,8 @@ def _resting(snapshot: Snapshot, top: Manifest) -> str | None:
     return None
 
 
-def pod_row(pod: Manifest) -> dict[str, object]:
-    """One row of `status`."""
+def pod_row(pod: Manifest, with_ranks: frozenset[str] | None = None) -> dict[str, object]:
+    """One row of `status`. `with_ranks`: addresses of the pods that hold ranks, where that is known."""
     row = container(pod)
     state = next(iter(row.get("state") or {}), "unknown")
     detail = (row.get("state") or {}).get(state) or {}
@@ -64,6 +66,7 @@ def pod_row(pod: Manifest) -> dict[str, object]:
         "pod": pod["metadata"]["name"],
         "role": labels(pod).get("ray.io/node-type", ""),
         "host": labels(pod).get(HOST_INDEX),
+        "spare": is_spare(pod, with_ranks),
         "node": pod["spec"].get("nodeName"),
         "phase": status(pod).get("phase"),
         "ready": is_true(pod, "Ready"),

@@ -35,29 +35,35 @@ class Mounted:
 
 
 def head_volumes(spec: ClusterSpec) -> list[Mounted]:
-    """The command on the head reads the serving configuration, and hands it to all ranks itself."""
-    return [Mounted("config", str(CONFIG_FOLDER), {"configMap": {"name": config_map_name(spec.name)}})]
+    """The serving configuration, which the command hands to all ranks itself; for the gateway the model, whose
+    tokenizer it runs, and the keys.
+    """
+    config = Mounted("config", str(CONFIG_FOLDER), {"configMap": {"name": config_map_name(spec.name)}})
+    return [config, *_model(spec), *_keys(spec)]
 
 
 def worker_volumes(spec: ClusterSpec) -> list[Mounted]:
-    """The model, the shard cache, /dev/shm, and the keys for the gateway, which runs on rank 0's node."""
-    volumes = [_shm(spec), *_model(spec), *_cache(spec)]
-    if spec.security.api_keys_secret is not None:
-        secret = {"secretName": spec.security.api_keys_secret, "items": [{"key": "keys", "path": "keys"}]}
-        volumes.append(Mounted("keys", str(KEYS_FOLDER), {"secret": secret}))
-    return volumes
+    """The model, the shard cache, /dev/shm, and the keys, for a gateway on rank 0's node."""
+    return [_shm(spec), *_model(spec), *_cache(spec), *_keys(spec)]
 
 
 def batch_volumes(spec: ClusterSpec) -> list[Mounted]:
-    """What the head of a batch job needs besides: the model, whose tokenizer it runs, and where the rows are."""
+    """What the head of a batch job needs besides: where the rows are."""
     batch = spec.storage.batch
-    return [*_model(spec), *([] if batch is None else _kept("batch", batch, read_only=False))]
+    return [] if batch is None else _kept("batch", batch, read_only=False)
 
 
 def _shm(spec: ClusterSpec) -> Mounted:
     """Ours, so that KubeRay does not mount one of the size of all memory."""
     room = {"medium": "Memory", "sizeLimit": spec.resources.shm}
     return Mounted("shm", "/dev/shm", {"emptyDir": room}, read_only=False)  # noqa: S108  the path is the point
+
+
+def _keys(spec: ClusterSpec) -> list[Mounted]:
+    if spec.security.api_keys_secret is None:
+        return []
+    secret = {"secretName": spec.security.api_keys_secret, "items": [{"key": "keys", "path": "keys"}]}
+    return [Mounted("keys", str(KEYS_FOLDER), {"secret": secret})]
 
 
 def _model(spec: ClusterSpec) -> list[Mounted]:

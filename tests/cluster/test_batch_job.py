@@ -21,7 +21,7 @@ def test_a_batch_job_is_a_gang_of_its_own_that_ends(make: MakeSpec, definitions:
     assert (job["spec"]["shutdownAfterJobFinishes"], job["spec"]["backoffLimit"]) == (True, 3)
     head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
     mounts = {mount["mountPath"]: mount.get("readOnly", False) for mount in head["containers"][0]["volumeMounts"]}
-    assert mounts == {"/etc/gangway": True, "/models": True, "/work": False}
+    assert mounts == {"/etc/gangway": True, "/models": True, "/etc/gangway-keys": True, "/work": False}
     assert definitions["RayJob"].problems(job) == []
     assert refusal(job) is None
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cluster.errors import SpecError
 from cluster.loader import load_spec, make_spec
 from cluster.manifest import render, to_yaml
-from cluster.names import CONFIG_HASH, INSTANCE, SPEC_HASH
+from cluster.names import COMPONENT, CONFIG_HASH, INSTANCE, SPEC_HASH
 from cluster.rules import why_never
 from serving.config import load_config
 from tests.cluster.conftest import CONFIGS, MakeSpec, changed_tree
@@ -143,6 +143,7 @@ def test_the_definitions_notice_a_field_that_does_not_exist(make: MakeSpec, defi
 
 @given(
     count=st.integers(2, 20),
+    spares=st.integers(0, 3),
     gpus=st.integers(0, 8),
     kind=st.sampled_from(["job", "cluster"]),
     policy=st.booleans(),
@@ -151,10 +152,17 @@ def test_the_definitions_notice_a_field_that_does_not_exist(make: MakeSpec, defi
     volume=st.sampled_from([{}, {"claim": None}, {"claim": None, "host_path": "/srv"}]),
 )
 def test_whatever_is_asked_for_the_gang_has_one_size_and_the_manifest_one_form(
-    count: int, gpus: int, kind: str, policy: bool, protect: bool, cache: str | None, volume: dict[str, Any]
+    count: int,
+    spares: int,
+    gpus: int,
+    kind: str,
+    policy: bool,
+    protect: bool,
+    cache: str | None,
+    volume: dict[str, Any],
 ) -> None:
     tree = changed_tree(
-        nodes={"count": count, "gpus_per_node": gpus},
+        nodes={"count": count, "spares": spares, "gpus_per_node": gpus},
         serving__parallel={"tensor_parallel_size": count * max(1, gpus), "gpus_per_rank": min(1, gpus)},
         serving__model={"shard_cache": cache},
         ray={"kind": kind},
@@ -170,8 +178,9 @@ def test_whatever_is_asked_for_the_gang_has_one_size_and_the_manifest_one_form(
     assert ("NetworkPolicy" in kinds, "PodDisruptionBudget" in kinds) == (policy, protect)
     cluster = documents[-1]["spec"].get("rayClusterSpec", documents[-1]["spec"])
     group = cluster["workerGroupSpecs"][0]
-    assert group["minReplicas"] == group["replicas"] == group["maxReplicas"] == 1
-    assert group["numOfHosts"] == count
+    assert group["minReplicas"] == count
+    assert group["replicas"] == group["maxReplicas"] == count + spares
+    assert group["numOfHosts"] == 1
     check_names(documents)
 
 
@@ -210,6 +219,16 @@ def test_hashes_change_with_what_they_stand_for_and_with_nothing_else(make: Make
     assert other[0] != first[0]
     assert other[1] != first[1]
     assert hashes(timeouts={"ready_s": 5}) == first
+
+
+def test_a_pod_is_in_one_disruption_budget_and_one_with_ranks_may_go(make: MakeSpec) -> None:
+    documents = render(make(nodes={"spares": 1}))
+    budgets = [document["spec"] for document in documents if document["kind"] == "PodDisruptionBudget"]
+    for template, wanted in zip(pod_templates(documents[-1]), (1, 2), strict=True):
+        labels = template["metadata"]["labels"].items()
+        (budget,) = (spec for spec in budgets if spec["selector"]["matchLabels"].items() <= labels)
+        assert budget["minAvailable"] == wanted, labels
+        assert COMPONENT in budget["selector"]["matchLabels"]
 
 
 def test_one_node_needs_so_many_words(make: MakeSpec) -> None:

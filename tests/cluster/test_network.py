@@ -114,8 +114,3 @@ def test_a_warning_says_where_a_policy_is_wider_than_the_name_in_it(make: MakeSp
     assert not told("https://traces.example.com", network_policy={"enabled": False})
     assert not told("http://otel.monitoring.svc:4318")
     assert not told("http://10.1.2.3:4318")
-
-
-def test_an_eviction_of_any_pod_is_refused(make: MakeSpec) -> None:
-    budget = document(make(nodes={"count": 2}), "PodDisruptionBudget")["spec"]
-    assert budget["minAvailable"] == 3

@@ -1,6 +1,15 @@
 """Pods of the head and of the ranks."""
 
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 from typing import Any
+
+import pytest
 
 from cluster.environment import head_environment, worker_environment
 from cluster.manifest import render
@@ -40,10 +49,93 @@ def test_a_dead_rank_is_never_restarted_alone(make: MakeSpec) -> None:
     assert {pod["restartPolicy"] for pod in pods(make())} == {"Never"}
 
 
-def test_probes_ask_the_raylet_and_never_the_model(make: MakeSpec) -> None:
-    for pod in pods(make()):
-        for probe in ("readinessProbe", "livenessProbe"):
-            assert pod["containers"][0][probe]["httpGet"] == {"path": "/api/healthz", "port": 52365}
+def test_probes_ask_the_raylet_and_the_heads_never_the_model(make: MakeSpec) -> None:
+    head, worker = (pod["containers"][0] for pod in pods(make()))
+    for probe in (head["readinessProbe"], head["livenessProbe"], worker["livenessProbe"]):
+        assert probe["httpGet"] == {"path": "/api/healthz", "port": 52365}
+
+
+@contextmanager
+def answering(code: int) -> Iterator[int]:
+    """The port of a server that answers every GET so."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(code)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield server.server_port
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("raylet", "gateway", "ready"),
+    [
+        (200, 200, True),
+        (200, 503, False),  # the group loads or recovers
+        (200, 404, True),  # a proxy without an application: no command has begun to serve
+        (200, None, True),  # nobody listens there: KubeRay waits for this pod before it submits the command
+        (503, 200, False),
+        (None, 200, False),
+    ],
+)
+def test_a_pod_with_ranks_is_ready_unless_the_gateway_says_that_the_group_is_not(
+    make: MakeSpec, raylet: int | None, gateway: int | None, ready: bool
+) -> None:
+    with answering(raylet or 200) as raylet_port, answering(gateway or 200) as gateway_port:
+        spec = make(serving__http={"port": gateway_port if gateway else 1})
+        *shell, script = pods(spec)[1]["containers"][0]["readinessProbe"]["exec"]["command"]
+        script = script.replace("52365", str(raylet_port) if raylet else "1")
+        environment = {**os.environ, "FQ_RAY_IP": "127.0.0.1"}
+        done = subprocess.run([*shell, script], env=environment, capture_output=True, check=False)
+    assert (done.returncode == 0) is ready
+    assert done.stderr == b""
+
+
+WAITING = "while :; do sleep 0.05; done"
+SERVING = f"""exec -a '/opt/bin/python /opt/bin/gangway serve /etc/serving.yaml' \\
+    bash -c 'trap "sleep 0.3; echo drained; exit" TERM; {WAITING}' &"""
+RAY = f"""exec -a '/opt/bin/python /opt/bin/ray start --block' \\
+    bash -c 'trap "echo ray ended; exit" TERM; {WAITING}' &"""
+"""Processes of the names that the hooks look for."""
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root for a pid namespace")
+@pytest.mark.parametrize(("which", "told"), [(0, ["drained", "ray ended"]), (1, ["ray ended"])])
+def test_before_its_end_a_head_lets_the_command_drain_and_a_worker_ends_ray_at_once(
+    make: MakeSpec, which: int, told: list[str]
+) -> None:
+    container = pods(make())[which]["containers"][0]
+    *_, script = container["lifecycle"]["preStop"]["exec"]["command"]
+    inside = f'{RAY if which else SERVING + RAY}\nsleep 0.3; bash -c "$HOOK"; wait'
+    done = subprocess.run(
+        ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", "bash", "-c", inside],
+        env={**os.environ, "HOOK": script},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    assert done.stdout.splitlines() == told
+
+
+def test_a_pod_with_ranks_ends_in_seconds_and_the_head_has_its_drain(make: MakeSpec) -> None:
+    head, worker = pods(make(serving__fault={"drain_timeout_s": 30}))
+    assert (head["terminationGracePeriodSeconds"], worker["terminationGracePeriodSeconds"]) == (60, 5)
+    for variables in (head_environment(make()), worker_environment(make())):
+        assert values(variables)["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] == "0"
+
+
+def test_a_pod_leaves_a_lost_node_after_the_setting(make: MakeSpec) -> None:
+    for pod in pods(make(timeouts={"node_lost_s": 17})):
+        rows = {row["key"]: row for row in pod["tolerations"] if row["effect"] == "NoExecute"}
+        assert rows.keys() == {"node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"}
+        assert {row["tolerationSeconds"] for row in rows.values()} == {17}
 
 
 def test_pods_meet_the_restricted_pod_security_standard_unless_rdma_is_used(make: MakeSpec) -> None:
@@ -65,7 +157,7 @@ def test_devices_secrets_and_networks_are_the_ranks_and_the_configuration_the_he
     head, worker = pods(make(**EVERYTHING))
     assert worker["containers"][0]["resources"]["limits"]["rdma/hca"] == "4"
     assert [volume["name"] for volume in worker["volumes"]] == ["shm", "model", "shard-cache", "keys"]
-    assert [volume["name"] for volume in head["volumes"]] == ["config"]
+    assert [volume["name"] for volume in head["volumes"]] == ["config", "model", "keys"]
     assert head["nodeSelector"] == {"pool": "cpu"}
     assert worker["nodeSelector"] == {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3", "pool": "gpu"}
     annotations = pod_templates(render(make(**EVERYTHING))[-1])[1]["metadata"]["annotations"]
@@ -126,7 +218,7 @@ def test_ranks_on_cpus_ask_for_no_gpu_and_hear_nothing_of_nccl(make: MakeSpec) -
     spec = make(nodes={"gpus_per_node": 0}, serving__parallel={"gpus_per_rank": 0})
     _, worker = pods(spec)
     assert worker["containers"][0]["resources"]["limits"].keys() == {"cpu", "memory"}
-    assert "tolerations" not in worker
+    assert "nvidia.com/gpu" not in {row["key"] for row in worker["tolerations"]}
     assert not any(name.startswith("NCCL") for name in values(worker_environment(spec)))
 
 

@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import yaml
 
 from tests.kube import discovery
+from tests.kube.disruption import evict
 from tests.kube.errors import StatusError, bad_request, gone, not_found
 from tests.kube.faults import Disconnect
 from tests.kube.patches import json_patch, merge_patch
@@ -111,6 +112,8 @@ class Handler(BaseHTTPRequestHandler):
             self._proxy(target)
         elif target.subresource == "log":
             self._log(target)
+        elif (target.resource.kind, target.subresource, self.command) == ("Pod", "eviction", "POST"):
+            self._send(201, evict(self.kube.store, target.name, target.namespace))
         elif target.subresource not in ("", "status"):
             raise nothing_here()
         elif watching:

@@ -7,6 +7,7 @@ each other, in whatever text names them.
 
 import base64
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,9 @@ class LiveKubelet(Kubelet):
 
     def run_all(self) -> None:
         pods = {pod["metadata"]["uid"]: pod for pod in self.store.select("pods") if "nodeName" in pod["spec"]}
+        for uid in [uid for uid, pod in pods.items() if "deletionTimestamp" in pod["metadata"]]:
+            meta = pods.pop(uid)["metadata"]
+            self.store.remove("pods", meta["name"], meta["namespace"])
         for uid in self._running.keys() - pods.keys():
             self._running.pop(uid)[0].kill()
         for uid, pod in pods.items():
@@ -83,8 +87,20 @@ class LiveKubelet(Kubelet):
             ended = {"reason": "Error", "exitCode": process.process.returncode, "finishedAt": self.clock.stamp()}
             self._report(pod, "Failed", ready=False, state={"terminated": ended})
             return
-        ready = probed(host, pod["spec"]["containers"][0]["readinessProbe"]["httpGet"])
+        ready = self._probed(pod, host, pod["spec"]["containers"][0]["readinessProbe"])
         self._report(pod, "Running", ready=ready, state={"running": {"startedAt": self.clock.stamp()}})
+
+    def _probed(self, pod: Object, host: Host, probe: Object) -> bool:
+        if "httpGet" in probe:
+            return probed(host, probe["httpGet"])
+        command = ["ip", "netns", "exec", host.namespace, *probe["exec"]["command"]]
+        try:
+            done = subprocess.run(
+                command, env=os.environ | self._environment(pod), timeout=probe["timeoutSeconds"], check=False
+            )
+        except subprocess.TimeoutExpired:
+            return False
+        return done.returncode == 0
 
     def _address(self, pod: Object) -> str:
         return self._network[pod["spec"]["nodeName"]].address
@@ -117,7 +133,7 @@ class LiveKubelet(Kubelet):
         """The container's, in the image's PATH."""
         rows = pod["spec"]["containers"][0]["env"]
         found = {row["name"]: row["value"] if "value" in row else self._secret(pod, row) for row in rows}
-        return found | {"PATH": f"{BIN}:{os.environ['PATH']}"}
+        return found | {"PATH": f"{BIN}:{os.environ['PATH']}", "FQ_RAY_IP": self._head(pod) or ""}
 
     def _secret(self, pod: Object, row: Object) -> str:
         source = row["valueFrom"]["secretKeyRef"]

@@ -128,7 +128,7 @@ class Operator:
         self.store.delete(CLUSTERS, job["status"]["rayClusterName"], namespace)
 
     def retry_job(self, name: str, namespace: str) -> None:
-        """The command has ended otherwise, within the backoffLimit: KubeRay begins anew, with pods of its own."""
+        """The command has ended otherwise, within the backoffLimit: KubeRay begins again, with pods of its own."""
         job = self.store.get(JOBS, name, namespace)
         head = next(iter(self.store.select("pods", namespace)))
         self._job_status(job, jobDeploymentStatus="Retrying", jobStatus="FAILED", failed=1)
@@ -179,13 +179,15 @@ class Operator:
                 self.store.create("services", service)
 
     def _recycle(self, cluster: Object) -> None:
-        """A dead head is deleted, a dead worker with its whole replica; both are made anew in the same round."""
+        """A dead pod is deleted, with its whole replica where that has several hosts; another is made in its place."""
         pods = self._pods(cluster)
         dead = [pod for pod in pods if pod["status"].get("phase") in ("Failed", "Succeeded")]
         replicas = {_replica(pod) for pod in dead} | self._incomplete(cluster, pods)
         for pod in pods:
             if pod in dead or (_replica(pod) is not None and _replica(pod) in replicas):
                 role = pod["metadata"]["labels"]["ray.io/node-type"].capitalize()
+                if "deletionTimestamp" in pod["metadata"]:
+                    continue
                 add_event(self.store, self.clock, cluster, f"Deleted{role}Pod", deletion(pod), "Normal")
                 self.store.delete("pods", pod["metadata"]["name"], pod["metadata"]["namespace"])
 
@@ -200,13 +202,12 @@ class Operator:
         there = [pod["metadata"]["labels"] for pod in self._pods(cluster)]
         wanted = [] if any(row["ray.io/node-type"] == "head" for row in there) else [head_pod(cluster, owner(cluster))]
         for group in worker_groups(cluster):
-            have = {
-                row.get("ray.io/worker-group-replica-name")
-                for row in there
-                if row["ray.io/group"] == group["groupName"]
-            }
-            for _ in range(group.get("replicas", 0) - len(have)):
-                wanted += replica_pods(cluster, group, owner(cluster))
+            # A pod that is Terminating still counts, so none is made in its place.
+            rows = [row for row in there if row["ray.io/group"] == group["groupName"]]
+            taken = {int(row["ray.io/worker-group-replica-index"]) for row in rows}
+            free = [index for index in range(group.get("replicas", 0)) if index not in taken]
+            for index in free:
+                wanted += replica_pods(cluster, group, index, owner(cluster))
         for pod in wanted:
             self._schedule_by(pod)
             try:

@@ -19,15 +19,17 @@ def head_pod(cluster: Object, owner: Object) -> Object:
     return _pod(cluster, cluster["spec"]["headGroupSpec"]["template"], f"{meta['name']}-head", labels, owner)
 
 
-def replica_pods(cluster: Object, group: Object, owner: Object) -> list[Object]:
-    """All pods of one replica: numOfHosts of them, each knowing its index."""
+def replica_pods(cluster: Object, group: Object, index: int, owner: Object) -> list[Object]:
+    """All pods of the replica of one index: numOfHosts of them, which have numbers of their own where several."""
     replica, made = f"{group['groupName']}-{uuid.uuid4().hex[:5]}", []
-    for index in range(group.get("numOfHosts", 1)):
+    hosts = group.get("numOfHosts", 1)
+    for host in range(hosts):
         labels = {
             "ray.io/node-type": "worker",
             "ray.io/group": group["groupName"],
             "ray.io/worker-group-replica-name": replica,
-            "ray.io/replica-host-index": str(index),
+            "ray.io/worker-group-replica-index": str(index),
+            **({"ray.io/replica-host-index": str(host)} if hosts > 1 else {}),
         }
         name = f"{cluster['metadata']['name']}-{group['groupName']}-worker-{uuid.uuid4().hex[:5]}"
         made.append(_pod(cluster, group["template"], name, labels, owner))

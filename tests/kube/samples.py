@@ -1,4 +1,4 @@
-"""A small gang as documents: a RayJob with one replica of several hosts, and the Service in front of it."""
+"""A small gang as documents: a RayJob with one replica a host, and the Service in front of it."""
 
 import copy
 from typing import Any
@@ -36,10 +36,10 @@ def ray_cluster_spec(name: str, *, hosts: int = 2, gpus: int = 8, image: str = "
     }
     group = {
         "groupName": WORKER_GROUP,
-        "numOfHosts": hosts,
-        "replicas": 1,
-        "minReplicas": 1,
-        "maxReplicas": 1,
+        "numOfHosts": 1,
+        "replicas": hosts,
+        "minReplicas": hosts,
+        "maxReplicas": hosts,
         "rayStartParams": {},
         "template": worker,
     }

@@ -1,7 +1,7 @@
 """What an API server keeps: objects, versions, a log of changes to watch, finalizers and owners.
 
-Every public method is atomic under one lock. Objects handed in and out are copies. Deleting a pod removes it at once:
-there is no kubelet to wait for.
+Every public method is atomic under one lock. Objects handed in and out are copies. Deleting a pod that runs only marks
+it where there is a kubelet to end it (`ends_itself`); else it is removed at once.
 """
 
 import copy
@@ -66,6 +66,8 @@ class Store:
         self.objects: dict[Key, Object] = {}
         self.admissions: list[Admission] = []
         """Called with (create or update, resource, object) before a write; raises `StatusError` to deny it."""
+        self.ends_itself: Callable[[Object], bool] = lambda _: False
+        """Whether somebody ends this pod and then calls `remove`."""
         self.table = {resource.full_name: resource for resource in BUILT_IN}
         for name in ("default", "kube-system"):
             self.create("namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
@@ -209,7 +211,7 @@ class Store:
             after["metadata"].setdefault("resourceVersion", "")
             return after
         self._record("ADDED" if before is None else "MODIFIED", resource, key, after)
-        if "deletionTimestamp" in after["metadata"] and not after["metadata"].get("finalizers"):
+        if "deletionTimestamp" in after["metadata"] and not self._waits(resource, after):
             self._remove(resource, key)
         return copy.deepcopy(after)
 
@@ -258,7 +260,7 @@ class Store:
             key = (full_name, namespace, name)
             if dry_run:
                 return copy.deepcopy(held)
-            if held["metadata"].get("finalizers"):
+            if self._waits(resource, held):
                 if "deletionTimestamp" not in held["metadata"]:
                     marked = copy.deepcopy(held)
                     marked["metadata"].update(deletionTimestamp=now(), deletionGracePeriodSeconds=0)
@@ -266,6 +268,16 @@ class Store:
                 return copy.deepcopy(self.objects[key])
             self._remove(resource, key, cascade=policy != "Orphan")
             return copy.deepcopy(held)
+
+    def _waits(self, resource: Resource, obj: Object) -> bool:
+        """Whether a deletion has somebody else to wait for."""
+        return bool(obj["metadata"].get("finalizers")) or (resource.full_name == "pods" and self.ends_itself(obj))
+
+    def remove(self, full_name: str, name: str, namespace: str) -> None:
+        """Take away for good what has ended."""
+        with self.changed:
+            self._held(full_name, name, namespace)
+            self._remove(self.table[full_name], (full_name, namespace, name))
 
     def _remove(self, resource: Resource, key: Key, *, cascade: bool = True) -> None:
         held = self.objects[key]

@@ -66,7 +66,7 @@ def test_a_rendered_gang_comes_up_is_shown_and_goes(
     name = world.pods()[1]["metadata"]["name"]
     world.server.logs[world.pods()[1]["metadata"]["namespace"], name, False] = "rank 8 listens\n"
     capsys.readouterr()
-    host = world.pods()[1]["metadata"]["labels"]["ray.io/replica-host-index"]
+    host = world.pods()[1]["metadata"]["labels"]["ray.io/worker-group-replica-index"]
     assert command("logs", "--host", host) == 0
     assert capsys.readouterr().out == "rank 8 listens\n"
     assert command("down") == 0

@@ -198,7 +198,7 @@ def test_how_kuberay_is_installed_begins_with_where_it_is_found(spec: ClusterSpe
 
 
 def test_an_operator_that_is_too_old_fails(look: Examine) -> None:
-    assert any("does not recycle a replica" in text for text in failed(look(image="v1.5.1")))
+    assert any("does not number the pods with ranks" in text for text in failed(look(image="v1.5.1")))
 
 
 def test_a_cordoned_node_leaves_too_few(look: Examine, kube: KubeServer) -> None:

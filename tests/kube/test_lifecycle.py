@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cluster.errors import ConflictError, WaitTimeout, WorkloadError
-from cluster.names import MANAGED_BY, MANAGER
+from cluster.names import HOST_INDEX, MANAGED_BY, MANAGER
 from cluster.refusals import Conflict, Denied
 from tests.kube.run import WANTED, Run
 from tests.kube.samples import gang
@@ -16,16 +16,19 @@ from tests.kube.scene import add_event
 Object = dict[str, Any]
 
 
-def test_a_worker_that_dies_in_service_takes_its_replica_along_and_the_gang_comes_back(run: Callable[..., Run]) -> None:
+def test_a_worker_that_dies_in_service_is_replaced_and_the_others_stay(run: Callable[..., Run]) -> None:
     scene = run()
     scene.world.add_nodes("a", "b")
     scene.up()
-    before = {pod["metadata"]["uid"] for pod in scene.world.pods()}
-    scene.world.kubelet.kill(scene.world.pods()[0]["metadata"]["name"], "default")
+    dead, survivor = scene.world.pods()
+    scene.world.kubelet.kill(dead["metadata"]["name"], "default")
     scene.world.step()
     cluster = scene.world.store.select("rayclusters.ray.io")[0]
     assert cluster["status"]["state"] == "ready", "ready is sticky: a waiter must not rely on it"
-    assert not before & {pod["metadata"]["uid"] for pod in scene.world.pods()}
+    now = {pod["metadata"]["labels"][HOST_INDEX]: pod["metadata"]["uid"] for pod in scene.world.pods()}
+    assert survivor["metadata"]["uid"] in now.values()
+    assert dead["metadata"]["uid"] not in now.values()
+    assert now.keys() == {"0", "1"}
     scene.up()
     assert len(scene.world.pods()) == 2
 

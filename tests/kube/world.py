@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from tests.kube.clock import ManualClock
+from tests.kube.disruption import count_all
 from tests.kube.errors import StatusError
 from tests.kube.kubelet import Kubelet
+from tests.kube.nodes import NodeLifecycle
 from tests.kube.operator import Operator
 from tests.kube.resources import Resource
 from tests.kube.scene import add_event, add_node, add_operator, condition_is
@@ -21,6 +23,7 @@ Object = dict[str, Any]
 SERVE_PORT, DASHBOARD_PORT = 8000, 8265
 TICK_S = 0.01
 NOT_FOUND = 404
+ENDED = ("Succeeded", "Failed")
 
 
 class World:
@@ -41,6 +44,11 @@ class World:
         self.unreachable = False
         """Whether a network policy keeps the API server's proxy out."""
         self._app_since: float | None = None
+        self.ranks: tuple[str, ...] = ()
+        """Uids of the pods with ranks, which Ray has chosen."""
+        self.lifecycle = NodeLifecycle(self.store, self.clock)
+        self.kubelet.silent, self.kubelet.group_ready = self.lifecycle.silent, self._group_ready
+        self.store.ends_itself = lambda pod: "nodeName" in pod["spec"] and pod["status"].get("phase") not in ENDED
         if operator:
             add_operator(self.store, batch_scheduler=batch_scheduler)
 
@@ -55,7 +63,9 @@ class World:
             self.operator.reconcile_all()
         place_all(self.store, self.clock)
         self.kubelet.run_all()
+        self.lifecycle.run_all()
         self._serve()
+        count_all(self.store)
 
     def run(self, seconds: float) -> None:
         for _ in range(int(seconds)):
@@ -65,40 +75,64 @@ class World:
         return self.store.select("pods", labels=f"ray.io/node-type={role}")
 
     def _serve(self) -> None:
-        """The application starts when all Ray pods are ready, and starts anew after one was not."""
+        """The group forms once KubeRay has submitted, of pods that have joined; again when one with ranks is gone."""
         pods = self.store.select("pods", labels="ray.io/is-ray-node=yes")
-        if len(pods) < 2 or not self._whole() or not all(condition_is(pod, "Ready") for pod in pods):
-            self._app_since = None
-        elif self._app_since is None:
-            self._app_since = self.clock.now
+        joined = [pod for pod in pods if self._has_joined(pod)]
+        if not self._complete(self.ranks, joined):
+            self.ranks = self._ranks_among(joined)
+            self._app_since = self.clock.now if self.ranks else None
         for service in self.store.select("services"):
             self._offer(service, pods)
 
-    def _whole(self) -> bool:
-        """Whether every cluster has all of its workers."""
-        told = [cluster.get("status", {}) for cluster in self.store.select("rayclusters.ray.io")]
-        return all(row.get("desiredWorkerReplicas") == row.get("readyWorkerReplicas") for row in told)
+    def _has_joined(self, pod: Object) -> bool:
+        return pod["metadata"]["uid"] in self.kubelet.joined and "deletionTimestamp" not in pod["metadata"]
+
+    def _complete(self, ranks: tuple[str, ...], joined: list[Object]) -> bool:
+        heads = {pod["metadata"]["uid"] for pod in joined if role(pod) == "head"}
+        return bool(ranks) and bool(heads) and set(ranks) <= {pod["metadata"]["uid"] for pod in joined}
+
+    def _ranks_among(self, joined: list[Object]) -> tuple[str, ...]:
+        """Ray's choice of pods for the ranks; none while a head or a pod is missing, or KubeRay has not submitted."""
+        clusters = self.store.select("rayclusters.ray.io")
+        wanted = sum(group["minReplicas"] for cluster in clusters for group in cluster["spec"]["workerGroupSpecs"])
+        begun = clusters and all(cluster.get("status", {}).get("state") == "ready" for cluster in clusters)
+        heads = [pod for pod in joined if role(pod) == "head"]
+        workers = [pod["metadata"]["uid"] for pod in joined if role(pod) == "worker"]
+        return tuple(workers[:wanted]) if begun and len(heads) == len(clusters) and len(workers) >= wanted else ()
+
+    def _up(self) -> bool:
+        return self._app_since is not None and self.clock.now - self._app_since >= self.app_start_s
+
+    def _group_ready(self) -> bool:
+        """What a pod's probe hears: no gateway answers before the command runs."""
+        jobs = self.store.select("rayjobs.ray.io")
+        return self._up() or not any(job.get("status", {}).get("jobStatus") == "RUNNING" for job in jobs)
 
     def _offer(self, service: Object, pods: list[Object]) -> None:
         selector, meta = service["spec"].get("selector", {}), service["metadata"]
         behind = [p for p in pods if selector.items() <= p["metadata"]["labels"].items() and condition_is(p, "Ready")]
         for port in service["spec"].get("ports", []):
             key = (meta["namespace"], "services", f"{meta['name']}:{port['port']}")
-            offered = {SERVE_PORT: self._answer, DASHBOARD_PORT: self._stop}.get(port["port"])
+            offered = {SERVE_PORT: self._answer, DASHBOARD_PORT: self._dashboard}.get(port["port"])
             if behind and offered is not None:
                 self.server.backends[key] = offered
             else:
                 self.server.backends.pop(key, None)
 
-    def _stop(self, method: str, path: str, headers: Mapping[str, str]) -> tuple[int, bytes]:
-        """Ray's dashboard, asked to stop a job."""
-        _, _, job, verb = path.strip("/").split("/")
-        assert (method, verb) == ("POST", "stop")
+    def _dashboard(self, method: str, path: str, headers: Mapping[str, str]) -> tuple[int, bytes]:
+        """Ray's dashboard: it is told to stop a job, and lists nodes and actors."""
         (cluster,) = self.store.select("rayclusters.ray.io")
         secret = self.store.find("secrets", cluster["metadata"]["name"], cluster["metadata"]["namespace"])
         token = base64.b64decode(secret["data"]["auth_token"]).decode() if secret else None
         if token and headers.get("x-ray-authorization") != f"Bearer {token}":
             return 401, b"Unauthorized"
+        if (method, path) == ("GET", "/api/v0/nodes"):
+            return 200, listed([{"node_id": pod["metadata"]["uid"], "node_ip": ip_of(pod)} for pod in self.pods()])
+        if (method, path) == ("GET", "/api/v0/actors"):
+            living = [{"class_name": "RayTrainWorker", "state": "ALIVE", "node_id": uid} for uid in self.ranks]
+            return 200, listed([*living, {"class_name": "RayTrainWorker", "state": "DEAD", "node_id": "old"}])
+        _, _, job, verb = path.strip("/").split("/")
+        assert (method, verb) == ("POST", "stop")
         assert self.operator
         self.operator.stop_job(job)
         return 200, b'{"stopped": true}'
@@ -106,9 +140,8 @@ class World:
     def _answer(self, method: str, path: str, headers: Mapping[str, str]) -> tuple[int, bytes]:
         if self.unreachable:
             return 503, b"error trying to reach service: dial tcp 10.0.0.9:8000: connect: connection timed out"
-        up = self._app_since is not None and self.clock.now - self._app_since >= self.app_start_s
         if path == "/readyz" and not self.no_gateway:
-            return (200, b'{"status": "ok"}') if up else (503, json.dumps({"status": self.app_state}).encode())
+            return (200, b'{"status": "ok"}') if self._up() else (503, json.dumps({"status": self.app_state}).encode())
         return 404, b"{}"
 
     # What goes wrong.
@@ -158,6 +191,23 @@ class World:
         for pod in self.store.select("pods"):
             if pod["spec"].get("nodeName") == name:
                 self.kubelet.kill(pod["metadata"]["name"], pod["metadata"]["namespace"], reason="NodeLost", code=137)
+
+    def cut_node(self, name: str) -> None:
+        """A machine falls silent: nothing on it is heard any more, and nobody knows whether it runs."""
+        self.lifecycle.silent[name] = self.clock.now
+
+
+def role(pod: Object) -> str:
+    return str(pod["metadata"]["labels"]["ray.io/node-type"])
+
+
+def ip_of(pod: Object) -> str:
+    return str(pod["status"].get("podIP", ""))
+
+
+def listed(rows: list[Object]) -> bytes:
+    """An answer of Ray's State API."""
+    return json.dumps({"result": True, "data": {"result": {"total": len(rows), "result": rows}}}).encode()
 
 
 class Beat:
