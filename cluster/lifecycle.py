@@ -35,6 +35,9 @@ POLL_S = 2.0
 """Longest pause between two looks: `/readyz` has no watch."""
 
 LOG_LINES = 20
+UNKNOWN = 401
+"""The API server does not know who asks, who then may do nothing at all."""
+
 ATTEMPTS = 3
 """To apply one document while others write to it."""
 
@@ -80,7 +83,11 @@ class Lifecycle:
         """Before anything is applied, as far as its Deployment may be read."""
         try:
             operators = self.client.list(DEPLOYMENT, labels=OPERATOR_LABEL)
-        except (Denied, Missing):
+        except Missing:
+            return
+        except Denied as error:
+            if error.code == UNKNOWN:
+                raise
             return
         require_an_operator_that_serves(operators, self.gang.namespace, self.gang.kind)
 

@@ -179,14 +179,21 @@ def _combined_items(wanted: list[Any], before: Any, live: list[Any], node: Trie 
 
 def _combined_by_content(wanted: list[Any], before: list[Any], live: list[Any]) -> list[Any]:
     """Items without a name: one that is wanted, or the one before in its place, is looked for in what is there."""
-    left, items = list(live), []
+    left, gone, items = list(live), list(before), []
     for index, item in enumerate(wanted):
         sought = [item, *before[index : index + 1]]
         found = next((old for one in sought for old in left if _includes(old, one, one, ())), ABSENT)
         if found is not ABSENT:
             left.remove(found)
+            gone = _without_first(gone, found)
         items.append(item if found is ABSENT else _combined(item, sought[-1], found, {}, ()))
-    return items + _strangers(left, before)
+    return items + _strangers(left, gone)
+
+
+def _without_first(before: list[Any], live: Any) -> list[Any]:
+    """Without the first item that `live` can have been made of."""
+    index = next((n for n, one in enumerate(before) if _includes(live, one, one, ())), len(before))
+    return before[:index] + before[index + 1 :]
 
 
 def _strangers(live: list[Any], before: list[Any]) -> list[Any]:
@@ -195,7 +202,13 @@ def _strangers(live: list[Any], before: list[Any]) -> list[Any]:
     if key is not None:
         names = {item[key] for item in before}
         return [item for item in live if item[key] not in names]
-    return [item for item in live if not any(_includes(item, one, one, ()) for one in before)]
+    strangers = []
+    for item in live:
+        left = _without_first(before, item)
+        if len(left) == len(before):
+            strangers.append(item)
+        before = left
+    return strangers
 
 
 # Who owns what.

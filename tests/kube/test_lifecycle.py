@@ -188,15 +188,23 @@ def test_a_refusal_at_any_call_is_told_and_running_again_finishes(run: Callable[
         faults.hits.clear()
         faults.add(code, skip=call, message=f"refused at call {call}")
         told = scene.attempt(documents)
-        ((_, path),) = faults.hits
-        if path.endswith("/proxy/readyz"):  # the answer might be the application's own: not ready yet
-            assert (told, scene.lines[-1].split(":")[0]) == ("", "ready")
+        ((method, path),) = faults.hits
+        if not told and _ends_nothing(code, method, path):
+            assert scene.lines[-1].split(":")[0] == "ready"
         else:
             assert f"refused at call {call}" in told
         scene.world.server.faults.rules.clear()
         scene.up(documents)
         assert scene.lines[-1].startswith("ready")
         assert scene.lifecycle.down()
+
+
+def _ends_nothing(code: int, method: str, path: str) -> bool:
+    """Whether a refusal may be passed over: `/readyz` may answer so itself while it is not ready, not everyone may see
+    the operator, and where somebody else has written meanwhile it is looked at again.
+    """
+    unseen = code == 403 and path.endswith("/deployments")
+    return path.endswith("/proxy/readyz") or unseen or (code == 409 and method == "PATCH")
 
 
 def comes_up(run: Callable[..., Run], **spec: Any) -> Run:
