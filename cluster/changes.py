@@ -30,7 +30,7 @@ class Alteration:
 
     @property
     def recreatable(self) -> bool:
-        """Whether it makes pods and is there already, so that it can be ended and made anew."""
+        """Whether it makes pods and is there already, so that it can be ended and made again."""
         return self.kind in RAY_KINDS and self.verb != "create"
 
     def __str__(self) -> str:

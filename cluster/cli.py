@@ -252,7 +252,7 @@ def submit(
     context: Context = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run the serving command anew on a standing RayCluster (`ray.kind: cluster`); with --batch a batch job."""
+    """Run the serving command again on a standing RayCluster (`ray.kind: cluster`); with --batch a batch job."""
     from cluster.batch_job import batch_documents, batch_spec
     from cluster.session import interruptible, opened
     from cluster.submission import submission

@@ -87,7 +87,7 @@ class Client:
         timeout_s: int = 60,
         stopped: Callable[[], bool] = lambda: False,
     ) -> Iterator[Change]:
-        """List, then what changes, for ever: after 410 or a broken stream, lists anew.
+        """List, then what changes, for ever: after 410 or a broken stream, lists again.
 
         `timeout_s` bounds one request, so that `stopped` is looked at. Objects deleted between a break and the new list
         are not told: who needs them compares.

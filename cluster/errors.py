@@ -32,7 +32,7 @@ class AccessError(ClusterError):
 
 
 class ConflictError(ClusterError):
-    """The caller must decide: a live object has another owner, or would have to be made anew."""
+    """The caller must decide: a live object has another owner, or would have to be made again."""
 
 
 class PlatformError(ClusterError):

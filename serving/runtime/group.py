@@ -107,7 +107,7 @@ def run_group(config: Config, purpose: Purpose) -> None:
     for variable, value in settings.items():
         os.environ.setdefault(variable, value)
     while not _run_once(config, registry, purpose):
-        logger.warning("the Train run broke; the group is formed anew by another")
+        logger.warning("the Train run broke; the group is formed again by another")
 
 
 def _run_once(config: Config, registry: RegistryClient, purpose: Purpose) -> bool:

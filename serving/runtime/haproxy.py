@@ -25,7 +25,7 @@ FRONT = re.compile(r"^frontend http_frontend\n\s+bind .*$", re.MULTILINE)
 
 HEADERS_S = 10
 """Longest a client may take over a request's headers, from its first byte on; then it is answered 408 and let go.
-haproxy has no limit of its own, and `timeout client` begins anew with every byte."""
+haproxy has no limit of its own, and `timeout client` starts over with every byte."""
 
 DEFAULTS = re.compile(r"^defaults$", re.MULTILINE)
 GLOBAL = re.compile(r"^global$", re.MULTILINE)

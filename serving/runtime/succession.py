@@ -36,7 +36,7 @@ def require_successor(running: Any, config: Config) -> None:
     """Raise `OperatorError` when a group of this configuration cannot take over from the supervisor `running`."""
     name = config.name
     if RegistryClient(name).changed().owner is None:
-        raise OperatorError(f"the group named {name} belongs to a Serve application, deploy that anew instead")
+        raise OperatorError(f"the group named {name} belongs to a Serve application, deploy that again instead")
     section = differing_section(ray.get(running.settings.remote()), config)
     if section is not None:
         raise OperatorError(

@@ -110,7 +110,7 @@ def find_supervisor(group: str) -> Any | None:
 def ensure_supervisor(config: Config, application: str) -> None:
     """See that a group of this configuration runs for `application`.
 
-    One that runs with another configuration, or has ended, is replaced: the application was deployed anew.
+    One that runs with another configuration, or has ended, is replaced: the application was deployed again.
     """
     running = find_supervisor(config.name)
     if running is not None:

@@ -1,7 +1,7 @@
 """What each rank runs: load, then lead (rank 0) or follow, telling the registry how it stands.
 
 This is Train's train function, in a thread of an actor: signal handlers cannot be set here. Any failure is told to the
-registry and raised again, so that Train forms the group anew. The supervisor and the Train controller import this
+registry and raised again, so that Train forms the group again. The supervisor and the Train controller import this
 module too, to hand the function on: what takes seconds to import is imported where it is used.
 """
 

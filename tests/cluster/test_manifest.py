@@ -73,7 +73,7 @@ def golden(name: str, text: str) -> None:
     path = GOLDEN / f"{name}.yaml"
     if os.environ.get("GANGWAY_GOLDEN") == "write":
         path.write_text(text)
-    assert text == path.read_text(), f"{path} differs; GANGWAY_GOLDEN=write pytest tests/cluster writes it anew"
+    assert text == path.read_text(), f"{path} differs; GANGWAY_GOLDEN=write pytest tests/cluster writes it again"
 
 
 def pod_templates(resource: dict[str, Any]) -> list[dict[str, Any]]:

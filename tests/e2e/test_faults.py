@@ -166,7 +166,7 @@ def test_a_fault_while_idle_is_recovered_from(steadfast: Server) -> None:
 async def test_new_requests_wait_for_the_group_up_to_the_bounds_and_past_their_deadline_end_with_an_error(
     steadfast: Server,
 ) -> None:
-    psutil.Process(steadfast.status()["ranks"][1]["pid"]).suspend()  # nothing ends until the group is formed anew
+    psutil.Process(steadfast.status()["ranks"][1]["pid"]).suspend()  # nothing ends until the group is formed again
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=steadfast.url, timeout=120, limits=limits) as client:
         hasty = await ask(client, 0, timeout_s=0.2)
