@@ -19,7 +19,7 @@ class Collector:
 
     @property
     def in_the_pod(self) -> bool:
-        """Whether the host is the loopback of whoever asks."""
+        """Whether the host is the loopback of the pod that asks."""
         return self.host == "localhost" or (self.address is not None and self.address.is_loopback)
 
 

@@ -16,11 +16,11 @@ class ClusterError(OperatorError):
 
 
 class SpecError(ClusterError, ConfigError):
-    """Whoever wrote the cluster configuration must change it; applying it could never work."""
+    """The author of the cluster configuration must change it; applying it could never work."""
 
 
 class ShapeError(ClusterError, ModelError):
-    """Whoever chose the model must act: its files do not say what it needs, or no number of ranks can hold it."""
+    """The user who chose the model must act: its files do not say what it needs, or no number of ranks can hold it."""
 
 
 class UnreachableError(ClusterError):
@@ -28,7 +28,7 @@ class UnreachableError(ClusterError):
 
 
 class AccessError(ClusterError):
-    """Whoever grants rights must act: the credentials are missing or refused, or a verb is not allowed."""
+    """The administrator of rights must act: the credentials are missing or refused, or a verb is not allowed."""
 
 
 class ConflictError(ClusterError):
@@ -36,7 +36,7 @@ class ConflictError(ClusterError):
 
 
 class PlatformError(ClusterError):
-    """Whoever runs the Kubernetes cluster must act: the operator, a CRD, a scheduler or an admission policy."""
+    """The administrator of the Kubernetes cluster must act: the operator, a CRD, a scheduler or an admission policy."""
 
 
 class RoomError(ClusterError):

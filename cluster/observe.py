@@ -1,4 +1,4 @@
-"""Takes a snapshot of a gang, and wakes whoever waits for it to change.
+"""Takes a snapshot of a gang, and wakes the command that waits for it to change.
 
 Truth comes from lists; watches only wake, so a lost or late event costs time and nothing else.
 """

@@ -98,7 +98,7 @@ def _includes(live: Any, wanted: Any, before: Any, path: Path) -> bool:
 
 
 def _empty_as_before(wanted: Any, before: Any) -> bool:
-    """Whoever reads an object into Go's types and writes it back leaves empty values out."""
+    """A program that reads an object into Go's types and writes it back leaves empty values out."""
     return not wanted and before == wanted
 
 

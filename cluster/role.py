@@ -1,4 +1,4 @@
-"""The Role that whoever runs `gangway cluster` needs, in the words in which `doctor` asks for it. Pure."""
+"""The Role that a user of `gangway cluster` needs, in the words in which `doctor` asks for it. Pure."""
 
 from cluster.facts import RIGHTS, RIGHTS_TO_DRAIN
 from cluster.kinds import Manifest

@@ -101,7 +101,7 @@ def warnings(spec: ClusterSpec) -> list[str]:
     if not spec.network_policy.enabled:
         found.append("network_policy.enabled is false: every pod of the cluster can reach the ranks' ports")
     if spec.security.api_keys_secret is None:
-        found.append("security.api_keys_secret is not set: whoever reaches the Service may ask")
+        found.append("security.api_keys_secret is not set: anyone who reaches the Service may ask")
     collector = collector_of(spec)
     if collector and spec.network_policy.enabled and collector.address is None and collector.namespace is None:
         found.append(

@@ -4,7 +4,7 @@ The command holds the other end of its standard input, which ends with the comma
 the Ray session then get some time to end by themselves, and what has not is killed: Ray's agents outlive a killed
 command by more than a minute. They have overwritten their environment and their titles, so the session's processes are
 known by the files that they have open in its folder, and by running this interpreter or a program installed with Ray:
-whoever reads a log file with another program is left alone. A Python program that has joined the session itself, and
+a user who reads a log file with another program is left alone. A Python program that has joined the session itself, and
 has lost its cluster, is not.
 """
 

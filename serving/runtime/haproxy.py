@@ -2,8 +2,8 @@
 
 What Serve leaves open: haproxy listens where the server was told to, and only there, and its statistics and the
 replicas on loopback; a client may not take as long as it likes over its headers; idle clients are not reckoned with as
-if they had asked; bodies are bounded before anything behind holds them; every error has this project's shape, whoever
-makes it; and a haproxy does not outlive the actor that started it when that is killed.
+if they had asked; bodies are bounded before anything behind holds them; every error has this project's shape,
+wherever it arises; and a haproxy does not outlive the actor that started it when that is killed.
 Needs nothing but the standard library, and becomes haproxy itself in the end.
 """
 
@@ -122,7 +122,7 @@ def listening_as_told(config: str, edge: Edge) -> str:
 
 
 def bodies_bounded(config: str, edge: Edge) -> str:
-    """The haproxy configuration that refuses a body whose length is too large, on any route and whoever asks.
+    """The haproxy configuration that refuses a body whose length is too large, on any route and from any client.
 
     A short one, or the beginning of a long one, has to be there before a request takes one of the gateway's places.
     What a client could tell Serve by headers (a time limit, not to look whether it has gone) it does not get to tell.

@@ -275,7 +275,7 @@ def _aside(work: Callable[[], None]) -> "Future[None]":
     def run() -> None:
         try:
             work()
-        except Exception as error:  # handed to whoever looks at the future
+        except Exception as error:  # raised where the future is read
             done.set_exception(error)
         else:
             done.set_result(None)

@@ -199,7 +199,7 @@ def become(request: dict[str, Any], streams: list[int], address: Path) -> NoRetu
 
 
 def _receive(line: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
-    """A request and the standard streams that came with it; None when whoever asked has gone."""
+    """A request and the standard streams that came with it; None when the process that asked has gone."""
     head, streams, _, _ = socket.recv_fds(line, starter.LENGTH_BYTES, len(starter.STREAMS))
     length = int.from_bytes(head, "little")
     payload = line.recv(length, socket.MSG_WAITALL) if length else b""
@@ -211,7 +211,7 @@ def _receive(line: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
 
 
 def main(listener: int, raylet: int) -> None:
-    """Leave whoever started this, import everything, then serve what has come meanwhile and what will come.
+    """Leave the process that started this, import everything, then serve what has come meanwhile and what will come.
 
     Where forks would not be independent it ends instead, and every starter becomes an ordinary worker.
     """

@@ -48,7 +48,7 @@ def require_successor(running: Any, config: Config) -> None:
 def take_over(group: str, owner: str, given_up: threading.Event) -> Snapshot:
     """Make `owner` the group's owner and wait until the group of the last one has ended; returns what it has left.
 
-    Sooner when `given_up` is set: whoever is owner then has to clear up. Raises `OperatorError` when the group has
+    Sooner when `given_up` is set: the owner then has to clear up. Raises `OperatorError` when the group has
     ended meanwhile.
     """
     registry = RegistryClient(group)

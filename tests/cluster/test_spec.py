@@ -211,7 +211,7 @@ def test_warnings_name_what_works_and_is_not_as_it_should_be(make: MakeSpec) -> 
         serving__security={"insecure": True},
     )
     text = "\n".join(warnings(spec))
-    for words in ("digest", "which Ray", "one by one", "every pod", "whoever reaches", "locked memory"):
+    for words in ("digest", "which Ray", "one by one", "every pod", "anyone who reaches", "locked memory"):
         assert words in text
 
 

@@ -64,7 +64,7 @@ class Host:
         return self._started[-1]
 
     def processes(self) -> list[int]:
-        """Ids of all living processes on this host, whoever started them."""
+        """Ids of all living processes on this host, of all users."""
         return _processes(self.namespace)
 
     def kill(self) -> None:
