@@ -63,7 +63,7 @@ def spec_rejected(snapshot: Snapshot) -> ClusterError | None:
         text = job.get("message") or text
     if not text:
         return None
-    return PlatformError(f"KubeRay rejects the spec: {text}", fix="mend the configuration and run `up --recreate`")
+    return PlatformError(f"KubeRay rejects the spec: {text}", fix="fix the configuration and run `up --recreate`")
 
 
 def operator_absent(snapshot: Snapshot) -> ClusterError | None:

@@ -41,7 +41,7 @@ class ClusterSpec(Section):
     """Form of this file."""
 
     name: str
-    """Name of the gang: the RayJob or RayCluster (47 and 53 characters at most), and the prefix of all else."""
+    """Name of the gang: the RayJob or RayCluster (47 and 53 characters at most), and the prefix of every other name."""
 
     namespace: Namespace = "default"
     """Namespace of everything."""

@@ -44,7 +44,7 @@ def end_idle(node: Any, *, verbose: bool) -> None:
 
 
 class Watch:
-    """Ends this process with a sentence when a daemon has ended that it needs, and it does not end by itself.
+    """Ends this process with an error message when a daemon has ended that it needs, and it does not end by itself.
 
     A context; from `release` on they may end.
     """

@@ -61,7 +61,7 @@ BUILT_IN = {
 }
 """Status -> reason, type and message of what haproxy says before there is a request, which no setting reaches."""
 
-MENDED = "# mended\n"
+ADAPTED = "# adapted by gangway\n"
 """First line of a file that was."""
 
 
@@ -191,22 +191,22 @@ def _built_in(status: int, size: int) -> bytes | None:
     return f"{head}{room:03d}\r\n\r\n{body:<{room}}".encode() if room >= len(body) else None
 
 
-def mended(config: str, edge: Edge) -> str:
+def adapted(config: str, edge: Edge) -> str:
     """All of the above that is about the configuration, once. The rules stand below the frontend's addresses."""
-    if config.startswith(MENDED):
+    if config.startswith(ADAPTED):
         return config
     config = idle_welcome(patience_bounded(config), edge.requests)
-    return MENDED + listening_as_told(bodies_bounded(faults_in_one_shape(config), edge), edge)
+    return ADAPTED + listening_as_told(bodies_bounded(faults_in_one_shape(config), edge), edge)
 
 
 def main(binary: str, edge: str, *arguments: str) -> None:
-    """Mend the configuration that is among the arguments, tie this process to its parent, and become haproxy.
+    """Adapt the configuration that is among the arguments, tie this process to its parent, and become haproxy.
 
     Without splicing (-dS), as the pipes for it are files as well.
     """
     for path in map(Path, arguments):
         if path.suffix == ".cfg":
-            path.write_text(mended(path.read_text(), Edge.read(Path(edge))))
+            path.write_text(adapted(path.read_text(), Edge.read(Path(edge))))
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     os.execv(binary, [binary, "-dS", *arguments])  # noqa: S606  no shell is wanted
 

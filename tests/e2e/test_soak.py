@@ -67,7 +67,7 @@ def hasty() -> Iterator[Server]:
 
 
 def soak(server: Server, results: Path, seconds: float, seed: int) -> None:
-    """All kinds of users at once; fails with a sentence when a request does."""
+    """All kinds of users at once; fails with an error message when a request does."""
     options = "--users", "10", "--spawn-rate", "10", "--run-time", f"{seconds:g}s", "--seed", str(seed)
     said = run_locust(server.url, results, *options)
     rules = results.with_suffix(".yaml")

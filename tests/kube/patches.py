@@ -7,7 +7,7 @@ from tests.kube.errors import StatusError, bad_request
 
 
 def merge_patch(target: Any, patch: Any) -> Any:
-    """RFC 7386: null removes, objects merge, all else replaces."""
+    """RFC 7386: null removes, objects merge, anything else replaces."""
     if not isinstance(patch, dict):
         return copy.deepcopy(patch)
     merged = dict(target) if isinstance(target, dict) else {}

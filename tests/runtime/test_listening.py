@@ -1,4 +1,4 @@
-"""Where HAProxy listens, as Serve sets it up and this project mends it: what was asked for, and nothing beside it."""
+"""Where HAProxy listens, as Serve sets it up and this project adapts it: what was asked for, and nothing beside it."""
 
 import socket
 from pathlib import Path
