@@ -195,7 +195,7 @@ def job_failed(snapshot: Snapshot) -> ClusterError | None:
 
 
 def pods_lost(snapshot: Snapshot) -> ClusterError | None:
-    """KubeRay replaces a pod that is gone, and the group forms anew."""
+    """KubeRay replaces a pod that is gone, and the group forms again."""
     lost = [event for event in snapshot.reasons(*LOST_EVENTS) if event_key(event) in snapshot.fresh]
     if not lost:
         return None

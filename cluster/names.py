@@ -1,4 +1,4 @@
-"""Names, labels and annotations of what is rendered: they join the renderer to the code that looks the objects up again.
+"""Names, labels and annotations of what is rendered: they join the renderer to what looks the objects up again.
 
 `app.kubernetes.io/name` and `/created-by` stay KubeRay's own, as its head service selects by them.
 """

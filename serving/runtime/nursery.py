@@ -2,7 +2,7 @@
 
 Importing Ray Train, torch, transformers and DeepSpeed takes some five seconds of a core in every fresh process, which
 was most of what a restart took. `through_nursery` has Ray start a rank's worker by `starter`, which asks this process.
-It computes nothing itself, so it has no thread that a fork would miss (OpenBLAS and jemalloc restart theirs after a fork)
+It computes nothing itself, so it has no thread that a fork would miss (OpenBLAS and jemalloc renew theirs after a fork)
 and no random generator in use whose state its forks would share: Ray would give two ranks' calls the same id.
 
 A nursery belongs to one raylet and one Ray job. It ends with the raylet, or once told to (`retire`) and without

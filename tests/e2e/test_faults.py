@@ -1,4 +1,4 @@
-"""What a group on one machine does about every fault: it pauses, and continues with identical text.
+"""What a group on one machine does about every fault: it pauses, then continues identically.
 
 Each fault comes while 16 streams, greedy and seeded, and 8 plain requests are in flight; `serving.drill` holds what
 they bring against an undisturbed run. The tests run in order on one server, which outlives them all.

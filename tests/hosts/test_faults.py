@@ -1,4 +1,4 @@
-"""What a group of two hosts, with a third to spare, does about every fault: it pauses, and continues with identical text.
+"""What a group of two hosts, with a third to spare, does about every fault: it pauses, then continues identically.
 
 The head of the cluster holds no rank, as under KubeRay. Each fault comes while 16 streams, greedy and seeded, and 8
 plain requests are in flight; `serving.drill` holds what they bring against an undisturbed run.

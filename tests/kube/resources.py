@@ -22,7 +22,7 @@ class Resource:
     kind: str
     namespaced: bool = True
     status: bool = True
-    """Whether `/status` is a subresource, so that the main endpoint ignores `status` and the other one everything else."""
+    """Whether `/status` is a subresource, so that the main endpoint ignores `status` and the other one the rest."""
     short: tuple[str, ...] = ()
     schema: Schema | None = field(default=None, hash=False, compare=False, repr=False)
     """None for Kubernetes' own kinds: their fields are stored as they come."""
