@@ -28,6 +28,7 @@ from serving.errors import GroupFailed, OperatorError
 from serving.gateway.service import Service
 from serving.gateway.tokenizer import Tokenizer
 from serving.runtime.launch import STOP_TIMEOUT_S
+from serving.runtime.reasons import cause_of_death
 from serving.runtime.registry import RegistryClient, RegistryGroupView, open_registry
 from serving.runtime.session import require_room
 from serving.runtime.supervisor import find_supervisor, start_supervisor
@@ -82,7 +83,7 @@ class BatchGroup:
         try:
             reason = await asyncio.wrap_future(self._outcome.future())
         except RayActorError as error:
-            raise GroupFailed(f"the supervisor of the group died: {error}") from error
+            raise GroupFailed(f"the supervisor of the group died: {cause_of_death(error)}") from error
         raise GroupFailed(reason or "the group has ended without being told to")
 
 

@@ -25,7 +25,7 @@ from serving.runtime.address import url_that_is_ready
 from serving.runtime.caretaker import dismiss_caretaker, leave_cluster, post_caretaker
 from serving.runtime.deployment import application_status, start_serve
 from serving.runtime.preflight import require_free_port
-from serving.runtime.reasons import first_line
+from serving.runtime.reasons import cause_of_death, first_line
 from serving.runtime.registry import RegistryClient, open_registry
 from serving.runtime.session import require_room
 from serving.runtime.succession import require_successor, take_over
@@ -206,7 +206,7 @@ class Launch:
         try:
             reason = ray.get(self._outcome)
         except RayActorError as error:
-            raise GroupFailed(f"the supervisor of the group died: {error}") from error
+            raise GroupFailed(f"the supervisor of the group died: {cause_of_death(error)}") from error
         raise GroupFailed(reason or "the group has ended without being told to")
 
     def _answers(self) -> bool:

@@ -7,11 +7,12 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import pytest
 
+from cluster.loader import load_spec
 from serving.batch.identity import batch_config, job_key
 from serving.batch.parquet import ANSWERS, join, open_parquet
 from serving.batch.places import locate
 from serving.batch.rows import GENERATE
-from serving.config import load_config
+from serving.config import is_loopback, load_config
 from serving.runtime.preflight import absolute_paths
 from tests.e2e.server import CONFIG, MODEL
 from tests.test_cli import called, gangway, one_sentence
@@ -33,6 +34,24 @@ def test_a_job_computes_with_settings_of_its_own() -> None:
     assert (on_cpus.engine.max_running, on_cpus.parallel.balance_mlp) == (100, True)
     on_gpus = batch_config(load_config(CONFIG, [*overrides, "parallel.gpus_per_rank=1", "batch.max_running=9"]))
     assert (on_gpus.engine.max_running, on_gpus.parallel.balance_mlp) == (9, False)
+
+
+@pytest.mark.parametrize("file", sorted(Path("configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_job_of_any_shipped_configuration_is_one_that_the_groups_processes_take(file: Path) -> None:
+    """They check what they are sent, and a server that listens for others needs keys, which a job has not."""
+    wide = ("http.host=0.0.0.0", "security.insecure=true")
+    for overrides in ((), wide):
+        job = batch_config(load_config(file, overrides))
+        assert load_config(job.model_dump(mode="json")) == job
+        assert is_loopback(job.http.host)
+
+
+@pytest.mark.parametrize("file", sorted(Path("configs/cluster").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_job_of_any_shipped_cluster_is_one_that_the_groups_processes_take(file: Path) -> None:
+    in_pods = load_spec(file).config_in_pods()
+    job = batch_config(in_pods)
+    assert not is_loopback(in_pods.http.host)
+    assert load_config(job.model_dump(mode="json")) == job
 
 
 def test_another_number_of_ranks_makes_another_job(files: tuple[Path, Path, Path]) -> None:

@@ -41,7 +41,8 @@ def test_vectors_of_rows_are_hugging_faces(tmp_path: Path) -> None:
     texts = [f"{'Count to ten. ' * (number % 5)}What is {number}?" for number in range(20)]
     source, output = tmp_path / "in.jsonl", str(tmp_path / "out.jsonl")
     source.write_text("\n".join(json.dumps({"inputs": text}) for text in texts))
-    written = run_to_end(lambda: Batch(source, output, "--task", "embed", "--normalize"))
+    open_to_all = "--set", "http.host=0.0.0.0", "--set", "security.insecure=true"  # as in a pod; a job listens nowhere
+    written = run_to_end(lambda: Batch(source, output, "--task", "embed", "--normalize", *open_to_all))
     model, tokenizer = AutoModel.from_pretrained(MODEL, dtype=torch.float32), AutoTokenizer.from_pretrained(MODEL)
     for text, line in zip(texts, written.splitlines(), strict=True):
         with torch.no_grad():
