@@ -22,4 +22,4 @@ def build(args: dict[str, str]) -> serve.Application:
     config = absolute_paths(load_config(Path(args["config"]), overrides))
     require_keys_for_limits(config.security)
     check_model_files(config, all_here=False)
-    return build_application(config, node_id=None, supervised=True)
+    return build_application(config, supervised=True)

@@ -1,30 +1,25 @@
 """Where a server that listens can be asked, seen from the command that started it."""
 
-from collections.abc import Sequence
-
 import httpx
 import ray
+from ray._common.constants import HEAD_NODE_RESOURCE_NAME
 
 from serving.config import HttpConfig
-from serving.messages import RankInfo
 from serving.runtime.haproxy import at
 from serving.runtime.network import places_to_ask
 
-_HEAD = "node:__internal_head__"
-"""What Ray gives to the head node alone."""
 _PATIENCE_S = 2.0
 
 
-def url_that_is_ready(http: HttpConfig, ranks: Sequence[RankInfo]) -> str | None:
+def url_that_is_ready(http: HttpConfig) -> str | None:
     """The first address at which /readyz says yes over real HTTP; None when there is none."""
-    places = places_to_ask(http.host, _nodes(ranks))
+    places = places_to_ask(http.host, [ray.util.get_node_ip_address(), *head_addresses()])
     return next(filter(_says_ready, (f"http://{at(place, http.port)}" for place in places)), None)
 
 
-def _nodes(ranks: Sequence[RankInfo]) -> list[str]:
-    """This node's address, that of rank 0, and the head's, where the gateway is: Serve listens on some of them."""
-    heads = [node["NodeManagerAddress"] for node in ray.nodes() if _HEAD in node["Resources"]]
-    return [ray.util.get_node_ip_address(), *(rank.ip for rank in ranks[:1]), *heads]
+def head_addresses() -> list[str]:
+    """The address of the cluster's head node, where Serve listens, as the gateway is there."""
+    return [node["NodeManagerAddress"] for node in ray.nodes() if HEAD_NODE_RESOURCE_NAME in node["Resources"]]
 
 
 def _says_ready(url: str) -> bool:

@@ -1,15 +1,16 @@
 """The gateway as a Ray Serve deployment, and how it comes to stand in front of the group.
 
-One replica, a process of its own on rank 0's node, holds the Starlette application. Serve's proxy hands it requests
-and restarts it when it dies. It asks for no CPU, so that the ranks can have them all.
+One replica, a process of its own on the head's node, holds the Starlette application: the group does not outlive that
+node, and any other may be lost without a client noticing more than a pause. Serve's proxy hands it requests and
+restarts it when it dies. It asks for no CPU, so that the ranks can have them all.
 """
 
 import gc
-import time
 from typing import Any
 
 import ray
 from ray import serve
+from ray._common.constants import HEAD_NODE_RESOURCE_NAME
 from ray._common.network_utils import get_localhost_ip
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus
@@ -20,12 +21,13 @@ from serving.config import Config, load_config
 from serving.gateway.service import Service
 from serving.gateway.tokenizer import Tokenizer
 from serving.logs import set_up
+from serving.presence import GATEWAY
 from serving.runtime.environment import behind_own_proxy, requests_at_once
 from serving.runtime.registry import RegistryGroupView
 from serving.runtime.supervisor import ensure_supervisor
 
-GATEWAY_NODE_PATIENCE_S = 5.0
-"""How long a gateway that does not run may take to come back by itself before it is deployed anew, on rank 0's node."""
+ON_THE_HEAD = {HEAD_NODE_RESOURCE_NAME: 0.001}
+"""What only the head's node has, as Serve's own controller asks for it: a node's id would not outlive that node."""
 
 
 class Gateway:
@@ -52,41 +54,43 @@ class Gateway:
         """Called by Serve in the same loop when the replica is told to stop and its requests have ended."""
         await self._service.stop()
 
+    async def check_health(self) -> None:
+        """Called by Serve in the same loop now and then: one whose loop does not turn is not well, and is replaced."""
+
     async def in_flight(self) -> int:
         """Requests accepted and not yet answered to their end."""
         return len(self._service.journal)
 
 
-def build_application(config: Config, *, node_id: str | None, supervised: bool) -> serve.Application:
-    """The Serve application of this configuration, on the node `node_id` if one is given."""
-    options: dict[str, Any] = {"num_cpus": 0}
-    if node_id is not None:
-        options["label_selector"] = {"ray.io/node-id": node_id}
+def build_application(config: Config, *, supervised: bool, version: str | None = None) -> serve.Application:
+    """The Serve application of this configuration, for the head's node.
+
+    Equal configurations of one `version` are the same to Serve; without one they are not.
+    """
     deployment = serve.deployment(
         serve.ingress()(Gateway),
-        name="gateway",
+        name=GATEWAY,
         num_replicas=1,
         max_ongoing_requests=requests_at_once(config),
-        ray_actor_options=options,
+        ray_actor_options={"num_cpus": 0, "resources": ON_THE_HEAD},
         graceful_shutdown_timeout_s=config.fault.drain_timeout_s,
         graceful_shutdown_wait_loop_s=0.1,
         health_check_period_s=5,
         health_check_timeout_s=10,
         logging_config={"enable_access_log": False},
     )
+    if version is not None:
+        deployment = deployment.options(version=version, _internal=True)
     return deployment.bind(config.model_dump(mode="json"), supervised)
 
 
-def ensure_application(config: Config, node_id: str) -> None:
-    """Deploy the gateway on `node_id` and wait for it, unless one of an earlier generation lives.
+def deploy(config: Config, follows: float | None = None) -> None:
+    """Deploy the gateway and wait until it runs. Raises `RuntimeError` when it does not start.
 
-    One that lives stays wherever it is, as it holds its clients' connections. One whose node has gone cannot come back
-    there, and is deployed anew.
+    `follows`: when the one before it was deployed, if there was one. Serve takes two that follow the same for one.
     """
-    if _lives(config.name):
-        return
     start_serve(config)
-    application = build_application(config, node_id=node_id, supervised=False)
+    application = build_application(config, supervised=False, version=f"after-{follows}")
     serve.run(application, name=config.name, route_prefix="/")
 
 
@@ -113,12 +117,3 @@ def application_status(name: str) -> ApplicationStatus | None:
     """Serve's status of the application; None when there is none, or no Serve."""
     found = serve.status().applications.get(name)
     return found.status if found else None
-
-
-def _lives(name: str) -> bool:
-    deadline = time.monotonic() + GATEWAY_NODE_PATIENCE_S
-    while (status := application_status(name)) is not None and time.monotonic() < deadline:
-        if status == ApplicationStatus.RUNNING:
-            return True
-        time.sleep(0.2)
-    return False

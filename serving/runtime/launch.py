@@ -213,7 +213,7 @@ class Launch:
         """Whether /readyz says yes over real HTTP."""
         if self._snapshot is None or self._snapshot.state != "ready":
             return False
-        self._url = url_that_is_ready(self._config.http, self._snapshot.ranks)
+        self._url = url_that_is_ready(self._config.http)
         return self._url is not None
 
     def _ready_line(self, seconds: float) -> str:

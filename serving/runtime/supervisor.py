@@ -1,7 +1,8 @@
 """The process that runs the group's Train run: an actor with a name, so that a group is started once.
 
-`gangway serve` owns it, and it ends with that command. Under `serve run` it is detached: it watches the Serve
-application that asked for it, and ends the group, the registry and itself when that application is gone.
+`gangway serve` owns it, and it ends with that command; it watches over the gateway (see `gateway_watch`). Under
+`serve run` it is detached: it watches the Serve application that asked for it, and ends the group, the registry and
+itself when that application is gone.
 """
 
 import logging
@@ -15,6 +16,7 @@ from serving.config import Config, load_config
 from serving.errors import GroupFailed
 from serving.logs import set_up
 from serving.messages import Purpose
+from serving.runtime.gateway_watch import GatewayWatch
 from serving.runtime.registry import NAMESPACE, RegistryClient, actor_exists, open_registry
 
 APPLICATION_CHECK_S = 2.0
@@ -38,6 +40,8 @@ class Supervisor:
         self._failure: str | None = None
         self._run = threading.Thread(target=self._run_group, args=(purpose,), daemon=True)
         self._run.start()
+        if purpose == "serve":
+            threading.Thread(target=GatewayWatch(self._config).run, daemon=True).start()
         if application is not None:
             threading.Thread(target=self._end_with, args=(application,), daemon=True).start()
 

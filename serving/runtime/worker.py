@@ -22,6 +22,7 @@ from serving.link import LinkServer
 from serving.logs import set_up
 from serving.messages import Purpose, RankInfo, Snapshot
 from serving.runtime.backend import GENERATION, ONE_MACHINE
+from serving.runtime.gateway_watch import ensure_gateway
 from serving.runtime.nursery import retire
 from serving.runtime.reasons import first_line
 from serving.runtime.registry import UNREACHABLE, RegistryClient
@@ -188,9 +189,7 @@ class Leader:
         """Deploy, wait for the model, and tell the registry that this generation computes."""
         try:
             if self._deploys:
-                from serving.runtime.deployment import ensure_application
-
-                ensure_application(self._rank.config, self._rank.standing.info.node_id)
+                ensure_gateway(self._rank.config, self._stop)
             self._loaded.wait()
             if self._link is not None and not self._stop.is_set():
                 self._ready = True

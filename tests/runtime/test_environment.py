@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import tempfile
@@ -10,6 +11,15 @@ from serving.config import Config
 from serving.runtime.environment import behind_own_proxy, cluster_address, haproxy_settings, ray_environment
 from tests.e2e.server import eventually, free_port
 from tests.gateway.conftest import make_config
+
+NICE = """
+import os
+from serving.runtime.environment import ray_environment
+with ray_environment(None, embedded=True):
+    import ray
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    print(ray.get(ray.remote(os.nice).remote(0)))
+"""
 
 
 def config(host: str = "127.0.0.1") -> Config:
@@ -36,6 +46,12 @@ def test_a_cluster_of_someone_else_keeps_its_own_proxy() -> None:
     environment: dict[str, str] = {}
     with ray_environment(config(), embedded=False, environment=environment):
         assert "RAY_SERVE_ENABLE_HA_PROXY" not in environment
+
+
+def test_rays_workers_on_an_embedded_cluster_make_way_for_nobody() -> None:
+    own = os.nice(0)
+    told = subprocess.run([sys.executable, "-c", NICE], capture_output=True, text=True, check=True, timeout=120)
+    assert told.stdout.split() == [str(own)]
 
 
 def test_the_files_of_an_embedded_cluster_are_private_and_go_with_it() -> None:
