@@ -22,6 +22,8 @@ HEALTH = {
     "RAY_health_check_failure_threshold": "5",
 }
 """A node that is cut off is taken to be dead after 5 x (1000 + 200) ms, one whose process was killed after 5 x 200."""
+SERVE = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.api.entrance.middlewares"}
+"""What stands before Serve's proxy, as in the pods of `gangway cluster`."""
 WATCH = """
 import sys, time
 from ray._raylet import GcsClient
@@ -101,7 +103,7 @@ class Cluster:
         memory = f"--object-store-memory={OBJECT_STORE_BYTES}"
         part = self._head_flags() if host is self.head else [f"--address={self.address}"]
         flags = [*part, *common, memory, f"--node-name={host.name}", "--disable-usage-stats", "--block"]
-        node = host.run(RAY, "start", *flags, **HEALTH, **self.environment)
+        node = host.run(RAY, "start", *flags, **HEALTH, **SERVE, **self.environment)
         self._nodes[host.name] = node
         return node
 
