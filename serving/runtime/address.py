@@ -4,7 +4,8 @@ import httpx
 import ray
 from ray._common.constants import HEAD_NODE_RESOURCE_NAME
 
-from serving.config import HttpConfig
+from serving.config import HttpConfig, is_loopback
+from serving.errors import OperatorError
 from serving.runtime.haproxy import at
 from serving.runtime.network import places_to_ask
 
@@ -19,7 +20,17 @@ def url_that_is_ready(http: HttpConfig) -> str | None:
 
 def head_addresses() -> list[str]:
     """The address of the cluster's head node, where Serve listens, as the gateway is there."""
-    return [node["NodeManagerAddress"] for node in ray.nodes() if HEAD_NODE_RESOURCE_NAME in node["Resources"]]
+    nodes = (node for node in ray.nodes() if node["Alive"])
+    return [str(node["NodeManagerAddress"]) for node in nodes if HEAD_NODE_RESOURCE_NAME in node["Resources"]]
+
+
+def require_reach(http: HttpConfig) -> None:
+    """Raise `OperatorError` when nobody could ask from here: Serve would listen on the loopback of another node."""
+    if is_loopback(http.host) and ray.util.get_node_ip_address() not in (heads := head_addresses()):
+        raise OperatorError(
+            f"http.host {http.host} is reached on the cluster's head node alone, {' '.join(heads)}: "
+            "run the command there, or set http.host to an address of that node"
+        )
 
 
 def _says_ready(url: str) -> bool:

@@ -21,7 +21,7 @@ from ray.serve.context import _get_global_client
 from serving.config import Config
 from serving.errors import GroupFailed, OperatorError
 from serving.messages import Snapshot
-from serving.runtime.address import url_that_is_ready
+from serving.runtime.address import require_reach, url_that_is_ready
 from serving.runtime.caretaker import dismiss_caretaker, leave_cluster, post_caretaker
 from serving.runtime.deployment import application_status, start_serve
 from serving.runtime.preflight import require_free_port
@@ -102,6 +102,7 @@ class Launch:
     def _check(self) -> None:
         name = self._config.name
         require_room(self._config)
+        require_reach(self._config.http)
         if (running := find_supervisor(name)) is not None:
             if not self._replace:
                 raise OperatorError(
