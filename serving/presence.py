@@ -25,7 +25,7 @@ class Presence:
     """How it stands with the gateway of an application."""
 
     state: Literal["alive", "starting", "lost"]
-    """alive: a replica that Serve finds well runs on a living node. starting: Serve is about it. lost: by itself Serve
+    """alive: a replica that Serve finds well runs on a living node. starting: Serve is about something. lost: by itself Serve
     will never have one: there is no application, Serve has given up, or starts it on a node that is gone."""
 
     deployed_at: float | None = None
@@ -39,6 +39,8 @@ def presence(details: Mapping[str, Any], application: str, living: Set[str]) -> 
         return Presence(state="lost")
     gateway = found["deployments"].get(GATEWAY, {})
     deployed_at = found["last_deployed_time_s"]
+    if found["status"] == "DELETING":  # soon there is no application
+        return Presence(state="starting", deployed_at=deployed_at)
     if any(_runs(replica, living) for replica in gateway.get("replicas", [])):
         return Presence(state="alive", deployed_at=deployed_at)
     given_up = found["status"] == "DEPLOY_FAILED"

@@ -36,6 +36,7 @@ def details(**applications: dict[str, Any]) -> dict[str, Any]:
         (application("STARTING", None), "starting"),
         (application("STARTING", "head", status="DEPLOYING"), "starting"),
         (application("STARTING", None, kept_on="worker"), "starting"),
+        (application("RUNNING", "head", status="DELETING"), "starting"),
         (application("STARTING", None, kept_on="gone"), "lost"),
         (application("RUNNING", "gone", kept_on="gone"), "lost"),
         (application("STARTING", "head", status="DEPLOY_FAILED"), "lost"),
