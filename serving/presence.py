@@ -25,8 +25,8 @@ class Presence:
     """How it stands with the gateway of an application."""
 
     state: Literal["alive", "starting", "lost"]
-    """alive: a replica that Serve finds healthy runs on a living node. starting: Serve is working on it. lost: Serve will
-    never have one by itself: there is no application, Serve has given up, or starts it on a node that is gone."""
+    """alive: a replica that Serve finds healthy runs on a living node. starting: Serve is working on it. lost: Serve
+    will never have one by itself: there is no application, Serve has given up, or starts it on a node that is gone."""
 
     deployed_at: float | None = None
     """When the application was last deployed, in seconds since 1970."""

@@ -1,7 +1,7 @@
 """Sees that there is a gateway: rank 0 as its generation begins, the supervisor from then on.
 
 A gateway that Serve starts again by itself, as after a kill, is left to Serve. One that Serve will never have by itself
-is deployed anew, as is one that takes too long. That both may do so at a time does no harm: each names the deployment
+is deployed again, as is one that takes too long. That both may do so at a time does no harm: each names the deployment
 that it is to follow, and Serve makes one of two that are equal.
 """
 
@@ -38,14 +38,14 @@ class GatewayWatch:
         deploy: Callable[[Presence], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`deploy`: anew in the place of what is found, if anything; returns once it runs."""
+        """`deploy`: another in the place of what is found, if anything; returns once it runs."""
         self._config = config
         self._look = look or self._ask_serve
-        self._deploy = deploy or self._deploy_anew
+        self._deploy = deploy or self._deploy_again
         self._clock = clock
         self._absence = Absence(START_PATIENCE_S, clock)
 
-    def mend(self) -> bool:
+    def ensure(self) -> bool:
         """Look once, and deploy a gateway if Serve will not have one by itself; returns whether one lives.
 
         Raises what Serve raises when it cannot be asked, or the gateway does not start.
@@ -69,7 +69,7 @@ class GatewayWatch:
                     return
                 ready = ready or state == "ready"
                 if ready:
-                    self.mend()
+                    self.ensure()
             except (*UNREACHABLE, RayError, RuntimeError) as error:
                 logger.warning("the gateway cannot be looked after now: %s", first_line(error))
             pause.wait(LOOK_S)
@@ -78,11 +78,11 @@ class GatewayWatch:
         details, living = ask_serve()
         return presence(details, self._config.name, living)
 
-    def _deploy_anew(self, found: Presence) -> None:
+    def _deploy_again(self, found: Presence) -> None:
         from serving.runtime.deployment import deploy  # takes seconds to import, and is hardly ever needed
 
         if found.deployed_at is not None:
-            logger.warning("the gateway is gone and does not come back by itself: it is deployed anew")
+            logger.warning("the gateway is gone and does not come back by itself: it is deployed again")
         deploy(self._config, follows=found.deployed_at)
 
 
@@ -94,7 +94,7 @@ def ensure_gateway(config: Config, stopping: threading.Event) -> None:
     watch = GatewayWatch(config)
     while not stopping.is_set():
         try:
-            if watch.mend():
+            if watch.ensure():
                 return
         except RayError as error:  # Serve's controller is between two lives, or slow
             logger.warning("Serve cannot be asked for the gateway now: %s", first_line(error))

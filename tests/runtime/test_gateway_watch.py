@@ -1,4 +1,4 @@
-"""When a gateway is deployed anew, and when Serve is left to it."""
+"""When a gateway is deployed again, and when Serve is left to it."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ class Watched:
 
     def see(self, found: Presence, at: float) -> bool:
         self.found, self.now = found, at
-        return self.watch.mend()
+        return self.watch.ensure()
 
 
 def test_one_that_lives_is_left_alone() -> None:
@@ -49,7 +49,7 @@ def test_one_that_serve_will_never_have_is_deployed_at_once_in_the_place_of_what
     assert watched.deployed == [lost]
 
 
-def test_one_that_does_not_start_within_the_patience_is_deployed_anew_and_has_as_long_again() -> None:
+def test_one_that_does_not_start_within_the_patience_is_deployed_again_and_has_as_long_again() -> None:
     watched = Watched()
     ats = (0, START_PATIENCE_S - 1, START_PATIENCE_S, START_PATIENCE_S + 1, 2 * START_PATIENCE_S)
     assert [watched.see(STARTING, at) for at in ats] == [False, False, True, False, False]
