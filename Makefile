@@ -1,7 +1,8 @@
 # One command per chore, on a machine with python3.11 or newer, a C++ compiler and make.
 #   make serve    environment, demo model, then the server on port 8000
-#   make check    format, types, import contracts, spelling: what needs no test
+#   make check    format, types, import contracts, spelling and words
 #   make test     environment, demo model, then every check that CI runs
+#   make lock     constraints.txt, which says the version of every package, for a changed pyproject.toml
 #   make drill    a server of its own, and a rank of it killed ten times under load
 #   make load     load on a running server: statistics, a plot, and whether loadtests/gate.yaml holds
 PYTHON ?= python3
@@ -22,7 +23,7 @@ GATE   := loadtests/gate.yaml
 RESULTS := loadtests/results/load
 STAMP  := $(VENV)/.complete
 
-.PHONY: serve check test drill load env model
+.PHONY: serve check test drill load lock env model
 
 serve: env model
 	exec $(BIN)/gangway serve $(CONFIG)
@@ -54,6 +55,14 @@ check: env
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
+	$(BIN)/pytest --quiet tests/test_words.py
+
+# Pins what pyproject.toml has come to ask for; make lock LOCK=--upgrade takes the newest of everything. What torch brings
+# for CUDA is left out: it differs with torch's build, which pins it itself.
+lock: env
+	$(BIN)/uv pip compile --quiet pyproject.toml --extra demo --extra dev --python-version 3.11 \
+	  --no-header --no-annotate $(LOCK) --output-file constraints.txt
+	sed -i -E '/^(cuda-|nvidia-|triton==)/d' constraints.txt
 
 env: $(STAMP)
 
