@@ -17,6 +17,9 @@ from cluster.volumes import Mounted, head_volumes, worker_volumes
 
 AGENT_PORT = 52365
 
+RAY_LOGS = "/tmp/ray/session_latest/logs"  # noqa: S108  Ray's own place
+"""Where Ray lets each process write into a file, of which the pod's own output knows nothing."""
+
 HEAD_PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001, "metrics": 8080}
 """KubeRay's own head service offers those that are named here."""
 
@@ -124,12 +127,19 @@ def _container(
         "name": name,
         "image": spec.image.ref,
         "imagePullPolicy": spec.image.pull_policy,
+        "command": [_beside_ray(spec)],
         "resources": {"limits": resources, "requests": dict(resources)},
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": _capabilities(devices)},
         "volumeMounts": [mounted.mount for mounted in volumes],
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "livenessProbe": _raylet_lives(failures=24) | {"initialDelaySeconds": 30},
     }
+
+
+def _beside_ray(spec: ClusterSpec) -> str:
+    """What KubeRay runs in the pod's shell before `ray start`, which it adds with `&&`: it stays in the background."""
+    as_json = " --json" if spec.serving.observe.log_json else ""
+    return f"(python -m cluster.pod_output {RAY_LOGS}{as_json} &)"
 
 
 def ranks_ready(spec: ClusterSpec) -> dict[str, Any]:

@@ -138,6 +138,16 @@ def test_a_pod_leaves_a_lost_node_after_the_setting(make: MakeSpec) -> None:
         assert {row["tolerationSeconds"] for row in rows.values()} == {17}
 
 
+def test_every_pod_tells_what_its_processes_log_and_keeps_the_end_of_it(make: MakeSpec) -> None:
+    """KubeRay puts its own command behind this one with `&&`, so it must be a whole one, and not wait."""
+    for as_json in (False, True):
+        for pod in pods(make(serving__observe={"log_json": as_json})):
+            (command,) = pod["containers"][0]["command"]
+            assert subprocess.run(["bash", "-n", "-c", f"{command} && true"], check=False).returncode == 0
+            assert ("--json" in command) is as_json
+            assert pod["containers"][0]["terminationMessagePolicy"] == "FallbackToLogsOnError"
+
+
 def test_pods_meet_the_restricted_pod_security_standard_unless_rdma_is_used(make: MakeSpec) -> None:
     for pod in pods(make()):
         assert pod["securityContext"]["runAsNonRoot"] is True

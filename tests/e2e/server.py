@@ -64,6 +64,15 @@ class Process:
                 return line
         raise AssertionError("the process has ended:\n" + "\n".join(self.lines))
 
+    def said(self) -> list[str]:
+        """All lines so far."""
+        while not self._news.empty():
+            if (line := self._news.get()) is None:
+                self._news.put(None)
+                break
+            self.lines.append(line)
+        return list(self.lines)
+
     def signal(self, number: signal.Signals) -> None:
         self.processes()
         self.process.send_signal(number)

@@ -7,6 +7,7 @@ each other, in whatever text names them.
 
 import base64
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,8 @@ class LiveKubelet(Kubelet):
         self._mounts = mounts
         self._running: dict[str, tuple[Host, Process]] = {}
         """By the pod's uid."""
+        self.logs: dict[tuple[str, str, bool], str] = {}
+        """As the API server tells them."""
 
     def run_all(self) -> None:
         pods = {pod["metadata"]["uid"]: pod for pod in self.store.select("pods") if "nodeName" in pod["spec"]}
@@ -83,6 +86,8 @@ class LiveKubelet(Kubelet):
                 self._tell(pod, *self._running[uid])
 
     def _tell(self, pod: Object, host: Host, process: Process) -> None:
+        said = "\n".join(process.said())
+        self.logs[pod["metadata"]["namespace"], pod["metadata"]["name"], False] = f"{said}\n"
         if process.process.poll() is not None:
             ended = {"reason": "Error", "exitCode": process.process.returncode, "finishedAt": self.clock.stamp()}
             self._report(pod, "Failed", ready=False, state={"terminated": ended})
@@ -119,7 +124,9 @@ class LiveKubelet(Kubelet):
         given = [f"--{name}={value}" for name, value in group["rayStartParams"].items()]
         ours = [f"--memory={quantity(limits['memory']):.0f}", "--metrics-export-port=8080"]
         place = [f"--node-ip-address={host.address}", f"--temp-dir={host.folder / 'r'}"]
-        return [RAY, "start", *part, "--block", *given, *ours, *place, *SEPARATE]
+        start = [RAY, "start", *part, "--block", *given, *ours, *place, *SEPARATE]
+        before = " ".join(pod["spec"]["containers"][0]["command"]).replace("/tmp/ray", str(host.folder / "r"))
+        return ["bash", "-c", "--", f"{before} && ulimit -n 65536; {shlex.join(map(str, start))}"]
 
     def _head(self, pod: Object) -> str | None:
         """Address of the head that is ready, which a worker's init container waits for."""
@@ -180,6 +187,7 @@ class LiveWorld(World):
         mounts = Mounts(network.folder, self.store)
         self.operator = LiveOperator(self.store, self.clock, mounts)
         self.kubelet = LiveKubelet(self.store, self.clock, network, mounts)
+        self.kubelet.logs = server.logs
         for number, host in enumerate(network.hosts):
             self.add_nodes(host.name, gpus=0, labels={"role": "ranks" if number else "head"})
 

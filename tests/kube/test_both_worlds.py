@@ -48,12 +48,12 @@ def world(kube: KubeServer) -> Iterator[LiveWorld]:
 
 
 @pytest.fixture
-def command(kube: KubeServer, tmp_path: Path) -> Callable[[str], int]:
+def command(kube: KubeServer, tmp_path: Path) -> Callable[..., int]:
     config = str(kube.kubeconfig(tmp_path / "kubeconfig"))
     settings = [part for setting in SETTINGS for part in ("--set", setting)]
 
-    def run(verb: str) -> int:
-        call = [verb, str(CONFIG), *settings, "--kubeconfig", config]
+    def run(verb: str, *options: str) -> int:
+        call = [verb, str(CONFIG), *options, *settings, "--kubeconfig", config]
         code = typer.main.get_command(app).main(call, prog_name="gangway cluster", standalone_mode=False)
         return code if isinstance(code, int) else 0
 
@@ -68,11 +68,19 @@ def address(world: LiveWorld) -> str:
     return f"http://{pod['status']['podIP']}:{service['spec']['ports'][0]['port']}"
 
 
+def tells(command: Callable[..., int], capsys: pytest.CaptureFixture[str], what: str, *options: str) -> bool:
+    """Whether `logs` shows it in a line."""
+    assert command("logs", *options) == 0
+    return what in capsys.readouterr().out
+
+
 def test_a_rendered_gang_answers_through_its_service_and_ends_what_it_has_begun(
-    command: Callable[[str], int], world: LiveWorld, capsys: pytest.CaptureFixture[str]
+    command: Callable[..., int], world: LiveWorld, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command("up") == 0
     assert "ready: /readyz answers through the Service" in capsys.readouterr().out
+    eventually(lambda: tells(command, capsys, "group is ready"))
+    eventually(lambda: tells(command, capsys, "serving.runtime.worker: generation 1 has loaded", "--host", "0"))
     url = address(world)
     answer = httpx.post(f"{url}/predict", json=QUESTION, timeout=60).raise_for_status().json()
     assert "Paris" in answer["outputs"][0]["text"]
