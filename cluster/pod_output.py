@@ -28,7 +28,7 @@ LONGEST_LINE = 256 * 1024
 
 
 class Source:
-    """One file that grows; it may be moved away and started again. Open only while it grows: dead ranks' files stay."""
+    """One file that grows; it may be moved away and begun anew. Open only while it grows: dead ranks' files stay."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

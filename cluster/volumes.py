@@ -43,8 +43,8 @@ def head_volumes(spec: ClusterSpec) -> list[Mounted]:
 
 
 def worker_volumes(spec: ClusterSpec) -> list[Mounted]:
-    """The model, the shard cache, /dev/shm, and the keys, for a gateway on rank 0's node."""
-    return [_shm(spec), *_model(spec), *_cache(spec), *_keys(spec)]
+    """The model, the shard cache and /dev/shm. Not the keys: only the gateway reads them, and it is on the head."""
+    return [_shm(spec), *_model(spec), *_cache(spec)]
 
 
 def batch_volumes(spec: ClusterSpec) -> list[Mounted]:

@@ -166,7 +166,7 @@ def test_pods_meet_the_restricted_pod_security_standard_unless_rdma_is_used(make
 def test_devices_secrets_and_networks_are_the_ranks_and_the_configuration_the_heads(make: MakeSpec) -> None:
     head, worker = pods(make(**EVERYTHING))
     assert worker["containers"][0]["resources"]["limits"]["rdma/hca"] == "4"
-    assert [volume["name"] for volume in worker["volumes"]] == ["shm", "model", "shard-cache", "keys"]
+    assert [volume["name"] for volume in worker["volumes"]] == ["shm", "model", "shard-cache"]
     assert [volume["name"] for volume in head["volumes"]] == ["config", "model", "keys"]
     assert head["nodeSelector"] == {"pool": "cpu"}
     assert worker["nodeSelector"] == {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3", "pool": "gpu"}
