@@ -97,6 +97,11 @@ def test_what_a_login_shell_runs_is_the_images_own(dockerfile: list[Instruction]
     assert "export PATH=/opt/gangway/bin:$PATH' > /etc/profile.d/" in step
 
 
+def test_what_pods_run_before_their_end_is_in_the_image(dockerfile: list[Instruction]) -> None:
+    (step,) = arguments(final_stage(dockerfile), "RUN")
+    assert "procps" in step.split(), "pkill and pgrep"
+
+
 def test_configurations_name_the_ray_that_the_image_holds() -> None:
     pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines())
     for path in CONFIGS:

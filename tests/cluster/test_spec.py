@@ -82,6 +82,7 @@ def test_a_wrong_cluster_configuration_counts_as_a_wrong_configuration() -> None
             "16 cannot be shared equally by 3 nodes",
         ),
         ({"serving__parallel": {"placement": "STRICT_SPREAD"}}, "each has 8: use PACK"),
+        ({"serving__parallel": {"placement": "SPREAD"}, "nodes": {"spares": 1}}, "8 ranks on the spares"),
         (
             {"resources__worker": {"cpu": "15500m"}},
             "resources.worker.cpu 15500m is less than what its ranks reserve: 8 x 2",

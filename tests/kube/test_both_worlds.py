@@ -14,6 +14,11 @@ import pytest
 import typer
 
 from cluster.cli import app
+from cluster.connection import connect
+from cluster.dashboard import pods_with_ranks
+from cluster.loader import load_spec
+from cluster.observe import Observer
+from cluster.snapshot import gang_of
 from tests.e2e.server import MODEL, eventually
 from tests.hosts.net import Network, why_not
 from tests.kube.live import LiveWorld
@@ -75,7 +80,11 @@ def tells(command: Callable[..., int], capsys: pytest.CaptureFixture[str], what:
 
 
 def test_a_rendered_gang_answers_through_its_service_and_ends_what_it_has_begun(
-    command: Callable[..., int], world: LiveWorld, capsys: pytest.CaptureFixture[str]
+    command: Callable[..., int],
+    kube: KubeServer,
+    world: LiveWorld,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert command("up") == 0
     assert "ready: /readyz answers through the Service" in capsys.readouterr().out
@@ -85,7 +94,11 @@ def test_a_rendered_gang_answers_through_its_service_and_ends_what_it_has_begun(
     answer = httpx.post(f"{url}/predict", json=QUESTION, timeout=60).raise_for_status().json()
     assert "Paris" in answer["outputs"][0]["text"]
     ranks = httpx.get(f"{url}/v1/status", timeout=10).json()["ranks"]
-    assert {rank["ip"] for rank in ranks} == {pod["status"]["podIP"] for pod in world.pods()}
+    addresses = {pod["status"]["podIP"] for pod in world.pods()}
+    assert {rank["ip"] for rank in ranks} == addresses
+    client = connect(str(kube.kubeconfig(tmp_path / "of its own")))
+    snapshot = Observer(client, gang_of(load_spec(CONFIG, SETTINGS))).look()
+    assert set(pods_with_ranks(client, snapshot) or ()) == addresses, "Ray's State API tells which pods are no spares"
     with (
         ThreadPoolExecutor() as pool,
         httpx.stream("POST", f"{url}/v1/completions", json=LONG | {"stream": True}) as told,

@@ -12,7 +12,9 @@ from cluster.doctor import Finding, examine
 from cluster.facts import Reader, named_secrets
 from cluster.kinds import CLUSTER_QUEUE, LOCAL_QUEUE
 from cluster.loader import load_spec
+from cluster.names import GPU
 from cluster.operator_check import argument
+from cluster.snapshot import asked_for
 from cluster.spec import ClusterSpec
 from tests.kube.scene import H100, add_node, add_operator
 from tests.kube.server import KubeServer
@@ -97,6 +99,16 @@ def test_a_cluster_that_has_all_passes(look: Examine) -> None:
     assert {"server", "rights", "definitions", "operator", "queue", "nodes"} <= {
         row.check for row in findings if row.level == "ok"
     }
+
+
+def test_spares_need_nodes_and_quota_too(kube: KubeServer, client: Client, spec: ClusterSpec) -> None:
+    set_scene(kube, spec)
+    add_operator(kube.store, batch_scheduler="volcano")
+    wider = spec.model_copy(update={"nodes": spec.nodes.model_copy(update={"spares": 60})})
+    told = failed(examine(Reader(client, wider).read(), wider))
+    assert any("2 nodes and 60 more as spares" in text for text in told)
+    assert asked_for(wider)["pods"] == 63
+    assert asked_for(wider)[GPU] == 62 * spec.nodes.gpus_per_node
 
 
 def test_doctor_only_reads(look: Examine, kube: KubeServer) -> None:
