@@ -147,7 +147,7 @@ def test_what_is_no_longer_wanted_goes_and_what_others_added_beside_it_stays(que
 
 def test_a_value_of_ours_that_another_changed_within_its_list_is_not_taken_back_unless_told(queued: Run) -> None:
     def fewer(held: Object) -> Object:
-        held["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["numOfHosts"] = 1
+        held["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["replicas"] = 1
         return held
 
     queued.world.store.change(JOBS, "llama", "default", fewer, Write(manager="somebody"))
@@ -155,7 +155,7 @@ def test_a_value_of_ours_that_another_changed_within_its_list_is_not_taken_back_
         queued.up(gang(labels=QUEUED))
     with pytest.raises(RoomError):
         queued.up(gang(labels=QUEUED), force=True)
-    assert worker_group(queued)["numOfHosts"] == 2
+    assert worker_group(queued)["replicas"] == 2
 
 
 def test_what_another_adds_between_comparing_and_applying_stays(queued: Run) -> None:
