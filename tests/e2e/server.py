@@ -21,11 +21,13 @@ from typing import Any
 import httpx
 import psutil
 
-MODEL = Path("models/smollm2-135m-instruct").absolute()
+from tests.support.models import DEMO
+
+MODEL = DEMO
 CONFIG = Path("configs/local.yaml").absolute()
 MARK = "GANGWAY_TEST_RUN"
-START_TIMEOUT_S = 180.0
-STOP_TIMEOUT_S = 60.0
+SAFETY_S = 300.0
+"""The longest wait for anything: a machine may be ten times as slow as it is at its best, and decides no test."""
 
 
 class Process:
@@ -55,7 +57,7 @@ class Process:
                 self._news.put(line.rstrip("\n"))
         self._news.put(None)
 
-    def wait_for_line(self, *parts: str, timeout_s: float = START_TIMEOUT_S) -> str:
+    def wait_for_line(self, *parts: str, timeout_s: float = SAFETY_S) -> str:
         """The next line that has all `parts`; fails when the process ends or time runs out before."""
         deadline = time.monotonic() + timeout_s
         while (line := self._news.get(timeout=max(0.0, deadline - time.monotonic()))) is not None:
@@ -77,7 +79,7 @@ class Process:
         self.processes()
         self.process.send_signal(number)
 
-    def wait(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
+    def wait(self, timeout_s: float = SAFETY_S) -> int:
         """The exit code; fails with what the process has said when it does not end."""
         try:
             return self.process.wait(timeout_s)
@@ -108,7 +110,7 @@ class Process:
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             return False
 
-    def wait_until_gone(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
+    def wait_until_gone(self, timeout_s: float = SAFETY_S) -> None:
         """Until no marked process is left."""
         eventually(lambda: not self.processes(), timeout_s)
 
@@ -117,8 +119,8 @@ class Process:
         for process in self.processes():
             with suppress(psutil.NoSuchProcess):  # ended since
                 process.kill()
-        self.process.wait(STOP_TIMEOUT_S)
-        self._reader.join(STOP_TIMEOUT_S)
+        self.process.wait(SAFETY_S)
+        self._reader.join(SAFETY_S)
 
 
 def _title(process: psutil.Process) -> str | None:
@@ -138,10 +140,10 @@ def _lives(process: psutil.Process) -> bool:
 class Server(Process):
     """`gangway serve` on a free port; ready once `wait_until_ready` returns."""
 
-    def __init__(self, *arguments: str, **environment: str) -> None:
+    def __init__(self, *arguments: str, model: Path = MODEL, **environment: str) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        settings = [f"http.port={self.port}", f"model.path={MODEL}"]
+        settings = [f"http.port={self.port}", f"model.path={model}"]
         overrides = [part for setting in settings for part in ("--set", setting)]
         super().__init__(*gangway("serve", CONFIG, *overrides, *arguments), **environment)
 
@@ -169,7 +171,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def eventually(holds: Callable[[], bool], timeout_s: float = START_TIMEOUT_S) -> None:
+def eventually(holds: Callable[[], bool], timeout_s: float = SAFETY_S) -> None:
     """Return as soon as `holds`; fail after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     pause = threading.Event()

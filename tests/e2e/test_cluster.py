@@ -11,12 +11,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.e2e.server import CONFIG, STOP_TIMEOUT_S, Process, Server, eventually, free_port, gangway
+from tests.e2e.server import CONFIG, Process, Server, eventually, free_port, gangway
 
 RAY = Path(sys.executable).with_name("ray")
 SERVE = Path(sys.executable).with_name("serve")
-SERVE_STOP_TIMEOUT_S = 180.0
-"""Ray's own command waits half a minute for each part of Serve that is slow to end."""
 QUESTION = {"inputs": "What is the capital of France?", "parameters": {"temperature": 0, "max_tokens": 16}}
 
 
@@ -110,7 +108,7 @@ def test_a_group_over_two_nodes_answers_and_leaves_nothing_behind_on_them(cluste
         assert server.wait() == 0
     finally:
         server.kill()
-    eventually(lambda: not cluster.workers(), 30)
+    eventually(lambda: not cluster.workers())
 
 
 def test_a_second_command_takes_the_group_over_and_a_stream_goes_on_to_the_letter(cluster: Cluster) -> None:
@@ -143,7 +141,7 @@ def test_a_second_command_takes_the_group_over_and_a_stream_goes_on_to_the_lette
     finally:
         for server in filter(None, (first, second)):
             server.kill()
-    eventually(lambda: not cluster.workers(), 30)
+    eventually(lambda: not cluster.workers())
 
 
 def test_what_a_killed_command_has_left_on_the_cluster_is_cleared_away(cluster: Cluster) -> None:
@@ -152,7 +150,7 @@ def test_what_a_killed_command_has_left_on_the_cluster_is_cleared_away(cluster: 
         server.wait_until_ready()
         assert any("Caretaker" in worker for worker in cluster.workers())
         server.signal(signal.SIGKILL)
-        eventually(lambda: not cluster.workers(), 60)
+        eventually(lambda: not cluster.workers())
     finally:
         server.kill()
 
@@ -179,10 +177,10 @@ def test_serve_run_starts_the_group_and_takes_it_along(cluster: Cluster) -> None
         eventually(lambda: httpx.get(f"{url}/readyz", timeout=10).status_code == httpx.codes.OK)
         assert "Paris" in answer(url)
         serve.signal(signal.SIGINT)
-        serve.wait(SERVE_STOP_TIMEOUT_S)
+        serve.wait()
     finally:
         serve.kill()
-    eventually(lambda: not cluster.workers(), STOP_TIMEOUT_S)
+    eventually(lambda: not cluster.workers())
 
 
 def refusal(cluster: Cluster, *settings: str, arguments: Sequence[str] = ()) -> str:

@@ -159,8 +159,8 @@ def test_a_client_that_goes_away_frees_its_place(server: Server) -> None:
     with httpx.stream("POST", f"{server.url}/predict", json=body, timeout=TIMEOUT_S) as stream:
         lines = stream.iter_lines()
         assert next(lines).startswith("data: ")
-        eventually(lambda: server.status()["queue"]["running"] == 1, 10)
-    eventually(lambda: server.status()["queue"]["running"] == 0, 10)
+        eventually(lambda: server.status()["queue"]["running"] == 1)
+    eventually(lambda: server.status()["queue"]["running"] == 0)
 
 
 def test_a_stream_goes_on_to_the_letter_when_a_rank_is_killed(server: Server) -> None:
@@ -230,7 +230,7 @@ def test_a_server_that_is_killed_outright_leaves_nothing_but_log_files() -> None
         sockets, temporary = guarded_folders(server)
         assert (sockets.exists(), temporary.exists()) == (True, True)
         server.signal(signal.SIGKILL)
-        server.wait_until_gone(60)
+        server.wait_until_gone()
         assert (sockets.exists(), temporary.exists()) == (False, False)
     finally:
         server.kill()

@@ -78,7 +78,7 @@ def soak(server: Server, results: Path, seconds: float, seed: int) -> None:
 
 def settled(server: Server) -> dict[str, Any]:
     """The status once everything asked for has ended. Blocks that only the prefix cache keeps do not count as used."""
-    eventually(lambda: server.status()["queue"]["running"] == server.status()["kv"]["blocks_used"] == 0, 20)
+    eventually(lambda: server.status()["queue"]["running"] == server.status()["kv"]["blocks_used"] == 0)
     status: dict[str, Any] = server.status()
     assert status["queue"]["waiting"] == 0
     wanted = "requests_running", "requests_waiting", "kv_blocks_used"

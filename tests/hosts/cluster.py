@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.e2e.server import Process
+from tests.e2e.server import SAFETY_S, Process
 from tests.hosts.net import Host, Network
 
 RAY = Path(sys.executable).with_name("ray")
@@ -86,7 +86,7 @@ class Cluster:
         addresses = sorted(host.address for host in hosts)
         watch = self.head.run(sys.executable, "-c", WATCH, self.address, **self.environment)
         try:
-            watch.wait_for_line(f"alive: {' '.join(addresses)};", timeout_s=60)
+            watch.wait_for_line(f"alive: {' '.join(addresses)};", timeout_s=SAFETY_S)
         finally:
             watch.kill()
 

@@ -15,14 +15,14 @@ import pytest
 from serving.drill.faults import Fault, make_fault
 from serving.drill.recovery import Round
 from serving.drill.rounds import DrillPlan, run_drill
-from tests.e2e.server import CONFIG, MODEL, eventually, gangway
+from tests.e2e.server import CONFIG, SAFETY_S, eventually, gangway
 from tests.hosts.cluster import Cluster
 from tests.hosts.conftest import Networks
 from tests.hosts.net import Host
+from tests.support.models import small_model
 
 PEER_TIMEOUT_S = 5.0
 SETTINGS = (
-    f"model.path={MODEL}",
     "model.dtype=float32",
     "parallel.placement=STRICT_SPREAD",
     "fault.max_restarts=100",
@@ -58,7 +58,8 @@ class Served:
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
         self.url = f"http://{cluster.head.address}:8000"
-        overrides = [part for setting in SETTINGS for part in ("--set", setting)]
+        settings = (*SETTINGS, f"model.path={small_model()}")
+        overrides = [part for setting in settings for part in ("--set", setting)]
         command = gangway("serve", CONFIG, "--address", cluster.address, *overrides)
         self.process = cluster.head.run(*command, **cluster.environment)
         self.process.wait_for_line("ready at")
@@ -122,7 +123,13 @@ class HostFault:
 async def drilled(served: Served, fault: Fault, heal_after_s: float | None = None) -> Round:
     """One round; everything is whole and right at its end, and nothing is left in the queue or in use."""
     plan = DrillPlan(
-        url=served.url, fault=fault, times=1, max_tokens=100, heal_after_s=heal_after_s, timeout_s=120.0, wait_s=60.0
+        url=served.url,
+        fault=fault,
+        times=1,
+        max_tokens=400,
+        heal_after_s=heal_after_s,
+        timeout_s=SAFETY_S,
+        wait_s=SAFETY_S,
     )
     report = await run_drill(plan, TELL)
     TELL(report.rounds[0].timeline)
