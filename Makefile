@@ -1,7 +1,8 @@
 # One command per chore, on a machine with python3.11 or newer, a C++ compiler and make.
 #   make serve    environment, demo model, then the server on port 8000
 #   make check    format, types, import contracts, spelling and words
-#   make test     environment, demo model, then every check that CI runs
+#   make test     environment, demo model, then what shows in minutes that it works on this machine
+#   make test-all all of it, as CI does: every family on 1, 2 and 3 ranks, hosts, faults, soak, fuzz, browser
 #   make lock     constraints.txt, which says the version of every package, for a changed pyproject.toml
 #   make drill    a server of its own, and a rank of it killed ten times under load
 #   make load     load on a running server: statistics, a plot, and whether loadtests/gate.yaml holds
@@ -23,13 +24,19 @@ GATE   := loadtests/gate.yaml
 RESULTS := loadtests/results/load
 STAMP  := $(VENV)/.complete
 
-.PHONY: serve check test drill load lock env model
+.PHONY: serve check test test-rest test-all drill load lock env model
 
 serve: env model
 	exec $(BIN)/gangway serve $(CONFIG)
 
 test: check model
-	$(BIN)/pytest
+	$(BIN)/pytest -m 'not thorough'
+
+# What `make test` leaves out.
+test-rest: model
+	$(BIN)/pytest -m thorough
+
+test-all: test test-rest
 
 # float32, so that a text can differ by a fault alone; a port of its own, so that no other server is struck.
 # make drill DRILL='--fault stop-rank1' does another fault.

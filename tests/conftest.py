@@ -5,8 +5,9 @@ import signal
 from hypothesis import settings
 
 from tests.support.skips import pytest_configure
+from tests.support.tiers import pytest_collection_modifyitems
 
-__all__ = ["pytest_configure"]
+__all__ = ["pytest_collection_modifyitems", "pytest_configure"]
 
 # A shell without job control starts what runs in its background with SIGINT ignored. So would be all that the tests
 # start, and then tell to stop.

@@ -116,7 +116,7 @@ def test_the_image_can_trace_and_the_packages_for_that_are_pinned() -> None:
     assert set(project["optional-dependencies"]["trace"]) <= pinned
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.timeout(1500)
 def test_the_build_step_makes_an_environment_that_runs(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHON": sys.executable}

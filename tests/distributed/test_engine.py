@@ -68,6 +68,7 @@ def test_a_batch_of_all_kinds_answers_as_each_alone(pool: RankPool, tiny: Path, 
     assert run(pool, tiny, {0: [request(i) for i in range(20)]})["tokens"] == alone
 
 
+@pytest.mark.quick
 def test_several_threads_of_a_rank_change_nothing(ranks2: RankPool, tiny: Path, alone: dict[str, list[int]]) -> None:
     assert run(ranks2, tiny, {0: [request(i) for i in range(20)]}, parallel={"cpus_per_rank": 2})["tokens"] == alone
 
@@ -78,6 +79,7 @@ def test_arrival_order_and_chunk_size_change_nothing(ranks2: RankPool, tiny: Pat
     assert run(ranks2, tiny, script, engine=settings)["tokens"] == alone
 
 
+@pytest.mark.quick
 def test_preemption_changes_nothing(ranks2: RankPool, tiny: Path, alone: dict[str, list[int]]) -> None:
     per_token = 2 * 3 * 2 * 16 * 4  # two tensors, layers, KV heads of the fuller rank, head size, bytes
     blocks = 8 * 16 * per_token / 2**30
@@ -86,6 +88,7 @@ def test_preemption_changes_nothing(ranks2: RankPool, tiny: Path, alone: dict[st
     assert answer["tokens"] == alone
 
 
+@pytest.mark.quick
 def test_prefix_hits_change_nothing(ranks2: RankPool, tiny: Path, alone: dict[str, list[int]]) -> None:
     twice: Script = {
         0: [request(i) for i in range(20)],
@@ -103,6 +106,7 @@ def test_the_kernels_answer_as_torch_does(ranks2: RankPool, tiny: Path, alone: d
     assert answer["tokens"] == alone
 
 
+@pytest.mark.quick
 def test_a_resumed_request_goes_on_to_the_letter(ranks2: RankPool, tiny: Path, alone: dict[str, list[int]]) -> None:
     def half(i: int) -> Submit:
         base = request(i)

@@ -5,11 +5,6 @@ import pytest
 from tests.e2e.server import MODEL, Server
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The slow ones last."""
-    items.sort(key=lambda item: "e2e" in item.path.parts)
-
-
 @pytest.fixture(scope="session", autouse=True)
 def model() -> None:
     assert (MODEL / "model.safetensors").is_file(), "fetch the demo model first: make model"

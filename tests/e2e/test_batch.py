@@ -21,7 +21,6 @@ from tests.e2e.server import MODEL, eventually
 ROWS = 36
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The `parse_obj` method is deprecated")  # Ray's, when it reads what Train has kept
 def test_a_job_whose_rank_and_then_whose_command_is_killed_writes_the_same_bytes(tmp_path: Path) -> None:
     source = tmp_path / "in.jsonl"
@@ -36,7 +35,7 @@ def test_a_job_whose_rank_and_then_whose_command_is_killed_writes_the_same_bytes
     assert (result.metrics["rows"], result.metrics["failed"]) == (ROWS, 1)
 
 
-@pytest.mark.slow
+@pytest.mark.quick
 def test_vectors_of_rows_are_hugging_faces(tmp_path: Path) -> None:
     texts = [f"{'Count to ten. ' * (number % 5)}What is {number}?" for number in range(20)]
     source, output = tmp_path / "in.jsonl", str(tmp_path / "out.jsonl")
@@ -51,7 +50,6 @@ def test_vectors_of_rows_are_hugging_faces(tmp_path: Path) -> None:
         torch.testing.assert_close(torch.tensor(found), mean / mean.norm(), atol=1e-4, rtol=0)
 
 
-@pytest.mark.slow
 def test_parquet_goes_from_and_to_an_object_store_though_the_command_is_killed(tmp_path: Path) -> None:
     asked, numbers = [f"What is {number}?" for number in range(ROWS)], list(range(ROWS))
     table = io.BytesIO()

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import openai
 import psutil
+import pytest
 from playwright.sync_api import expect
 
 from serving.runtime import guardian
@@ -42,6 +43,7 @@ def story(server: Server, tokens: int) -> list[str]:
         return [chunk.choices[0].text for chunk in stream]
 
 
+@pytest.mark.quick
 def test_a_prompt_is_completed(server: Server) -> None:
     (output,) = predict(server, "The capital of France is")
     assert "Paris" in output["text"]
@@ -71,6 +73,7 @@ def test_a_list_of_prompts_comes_back_in_order(server: Server) -> None:
     assert ["Paris" in outputs[0]["text"], "Rome" in outputs[1]["text"]] == [True, True]
 
 
+@pytest.mark.quick
 def test_the_openai_client_chats_and_is_told_paris(server: Server) -> None:
     with client(server) as api:
         answer = api.chat.completions.create(
@@ -82,6 +85,7 @@ def test_the_openai_client_chats_and_is_told_paris(server: Server) -> None:
     assert "Paris" in str(answer.choices[0].message.content)
 
 
+@pytest.mark.quick
 def test_a_stream_says_what_a_whole_answer_says(server: Server) -> None:
     (whole,) = predict(server, STORY, max_tokens=24)
     assert "".join(story(server, 24)) == whole["text"]
@@ -94,6 +98,7 @@ def test_what_clients_rely_on_holds_of_a_real_server(server: Server) -> None:
     assert found.returncode == 0, found.stdout
 
 
+@pytest.mark.quick
 def test_many_mixed_requests_at_once_are_all_answered(server: Server) -> None:
     prompts = [f"{count} and {count} make" for count in range(16)]
 
@@ -114,6 +119,7 @@ def test_many_mixed_requests_at_once_are_all_answered(server: Server) -> None:
     assert set(reasons) <= {"stop", "length"}
 
 
+@pytest.mark.quick
 def test_the_status_shows_both_ranks_and_the_weights_they_hold(server: Server) -> None:
     status = server.status()
     assert (status["state"], [rank["rank"] for rank in status["ranks"]]) == ("ready", [0, 1])
@@ -154,6 +160,7 @@ def test_a_second_server_on_the_same_port_says_so_and_exits_1(server: Server) ->
         second.kill()
 
 
+@pytest.mark.quick
 def test_a_client_that_goes_away_frees_its_place(server: Server) -> None:
     body = {"inputs": STORY, "raw": True, "stream": True, "parameters": {"max_tokens": 1500, "ignore_eos": True}}
     with httpx.stream("POST", f"{server.url}/predict", json=body, timeout=TIMEOUT_S) as stream:
@@ -163,6 +170,7 @@ def test_a_client_that_goes_away_frees_its_place(server: Server) -> None:
     eventually(lambda: server.status()["queue"]["running"] == 0)
 
 
+@pytest.mark.quick
 def test_a_stream_goes_on_to_the_letter_when_a_rank_is_killed(server: Server) -> None:
     undisturbed = "".join(story(server, 60))
     before = server.status()
@@ -210,6 +218,7 @@ def test_a_gateway_that_is_killed_comes_back_without_a_new_generation(server: Se
     assert "Paris" in predict(server, "The capital of France is")[0]["text"]
 
 
+@pytest.mark.quick
 def test_ctrl_c_lets_what_runs_finish_refuses_what_is_new_and_leaves_no_process(server: Server) -> None:
     with ThreadPoolExecutor() as pool:
         running = pool.submit(predict, server, STORY, max_tokens=200, ignore_eos=True)

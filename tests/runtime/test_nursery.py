@@ -87,6 +87,7 @@ def described(folder: Path) -> Any:
     return facts
 
 
+@pytest.mark.quick
 @pytest.mark.usefixtures("nursery")
 def test_a_fork_has_its_starters_arguments_environment_and_folder_and_all_imports(tmp_path: Path) -> None:
     facts = described(tmp_path)
