@@ -61,7 +61,7 @@ class Strike:
 
 async def drilled(server: Server, fault: Fault) -> Round:
     """One round; everything is whole and right at its end, and nothing is left in the queue or in use."""
-    plan = DrillPlan(url=server.url, fault=fault, times=1, max_tokens=400, timeout_s=SAFETY_S, wait_s=SAFETY_S)
+    plan = DrillPlan(url=server.url, fault=fault, times=1, max_tokens=150, timeout_s=SAFETY_S, wait_s=SAFETY_S)
     report = await run_drill(plan, print)
     assert report.verdict() is None
     assert report.rounds[0].in_flight == 24
