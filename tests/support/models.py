@@ -2,7 +2,7 @@
 
 `small_model` has the demo model's tokenizer, vocabulary and heads, so that all that surrounds the group is as it is in
 use, and two layers of random weights: a fraction of the work. Its texts make no sense and repeat nothing, so that
-they differ when a token is lost, doubled or drawn anew, which the demo model's greedy texts would not always show.
+they differ when a token is lost, doubled or drawn again, which the demo model's greedy texts would not always show.
 """
 
 import shutil
