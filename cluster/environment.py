@@ -20,6 +20,11 @@ AT_ONCE = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
 has to drain has drained before it is told.
 """
 
+FAIR = {"RAY_worker_niceness": "0"}
+"""Ray starts its workers, and so the ranks, at nice 15. In a pod that would only put them behind the pod's own other
+processes, which need little; how pods share a node is for their requests of CPU to say.
+"""
+
 ENTRANCE = "serving.api.entrance.middlewares"
 """What Serve, which every pod may run a proxy of, calls for the middleware around an application."""
 
@@ -30,12 +35,12 @@ STOP_MARGIN_S = 15
 def head_environment(spec: ClusterSpec) -> list[Variable]:
     """The head's: besides what all have, a job that is told to stop gets the time it needs to drain (Ray gives 3 s)."""
     drain = math.ceil(spec.serving.fault.drain_timeout_s) + STOP_MARGIN_S
-    return _written(spec, NODE_LOSS | AT_ONCE | _bodies(spec) | {"RAY_JOB_STOP_WAIT_TIME_S": str(drain)})
+    return _written(spec, NODE_LOSS | AT_ONCE | FAIR | _bodies(spec) | {"RAY_JOB_STOP_WAIT_TIME_S": str(drain)})
 
 
 def worker_environment(spec: ClusterSpec) -> list[Variable]:
     """A pod's with ranks."""
-    return _written(spec, NODE_LOSS | AT_ONCE | _bodies(spec) | _collectives(spec))
+    return _written(spec, NODE_LOSS | AT_ONCE | FAIR | _bodies(spec) | _collectives(spec))
 
 
 def _bodies(spec: ClusterSpec) -> dict[str, str]:
