@@ -49,7 +49,7 @@ def presence(details: Mapping[str, Any], application: str, living: Set[str]) -> 
 
 
 def lacks_gateway(details: Mapping[str, Any], path: str, living: Set[str]) -> bool:
-    """Whether `path` belongs to an application of ours that has no gateway now.
+    """Whether `path` belongs to an application of ours that has no gateway now, not even one on its way out.
 
     Other people's may wait for a replica on purpose, having none while nobody asks.
     """
@@ -61,8 +61,9 @@ def lacks_gateway(details: Mapping[str, Any], path: str, living: Set[str]) -> bo
     if not routed:
         return False
     name = routed[max(routed, key=len)]
-    ours = set(details["applications"][name]["deployments"]) == {GATEWAY}
-    return ours and presence(details, name, living).state != "alive"
+    deployments = details["applications"][name]["deployments"]
+    ours = set(deployments) == {GATEWAY}
+    return ours and not any(_may_answer(replica, living) for replica in deployments[GATEWAY].get("replicas", []))
 
 
 def _lies_below(path: str, prefix: str) -> bool:
@@ -71,6 +72,15 @@ def _lies_below(path: str, prefix: str) -> bool:
 
 def _runs(replica: Mapping[str, Any], living: Set[str]) -> bool:
     return replica["state"] == "RUNNING" and replica["node_id"] in living
+
+
+def _may_answer(replica: Mapping[str, Any], living: Set[str]) -> bool:
+    """Whether it may hold requests that it will answer.
+
+    So does one that drains (STOPPING), or that Serve's controller finds again after its own restart (RECOVERING), when
+    its node may not be known yet.
+    """
+    return replica["state"] not in ("STARTING", "STOPPED") and replica["node_id"] in {None, *living}
 
 
 def _node_is_gone(gateway: Mapping[str, Any], living: Set[str]) -> bool:

@@ -53,6 +53,25 @@ def test_an_application_that_is_not_there_is_lost() -> None:
     assert presence({}, "gangway", LIVING) == Presence(state="lost")
 
 
+@pytest.mark.parametrize(
+    ("state", "node", "lacking"),
+    [
+        ("RUNNING", "head", False),
+        ("STOPPING", "head", False),
+        ("RECOVERING", None, False),
+        ("PENDING_MIGRATION", "head", False),
+        ("STARTING", "head", True),
+        ("STARTING", None, True),
+        ("RUNNING", "gone", True),
+        ("STOPPING", "gone", True),
+    ],
+)
+def test_a_gateway_that_may_still_answer_what_it_holds_is_not_lacking(
+    state: str, node: str | None, lacking: bool
+) -> None:
+    assert lacks_gateway(details(gangway=application(state, node)), "/predict", LIVING) is lacking
+
+
 def test_only_paths_of_an_application_without_its_gateway_lack_one() -> None:
     gone = application("STARTING", None)
     other = application("STARTING", None) | {"route_prefix": "/other", "deployments": {"model": {}}}
