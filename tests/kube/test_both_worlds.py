@@ -4,6 +4,7 @@ The configuration is the shipped one for a laptop, with the places of this machi
 command line, against the fake API server; the readiness that `up` waits for is that of the model.
 """
 
+import asyncio
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,12 +15,15 @@ import pytest
 import typer
 
 from cluster.cli import app
+from cluster.client import Client
 from cluster.connection import connect
 from cluster.dashboard import pods_with_ranks
+from cluster.kinds import POD
 from cluster.loader import load_spec
 from cluster.observe import Observer
 from cluster.snapshot import gang_of
-from tests.e2e.server import MODEL, eventually
+from serving.drill.rounds import DrillPlan, run_drill
+from tests.e2e.server import MODEL, SAFETY_S, eventually
 from tests.hosts.net import Network, why_not
 from tests.kube.live import LiveWorld
 from tests.kube.server import KubeServer
@@ -32,8 +36,10 @@ SETTINGS = (
     f"serving.model.path={MODEL}",
     "nodes.head_selector={role: head}",
     "nodes.selector={role: ranks}",
-    "timeouts.ready_s=240",
+    "serving.model.dtype=float32",
+    "timeouts.ready_s=600",
 )
+"""In float32 a text that is computed in two parts can differ by a fault alone."""
 TICK_S = 0.5
 QUESTION = {"inputs": "What is the capital of France?", "parameters": {"temperature": 0, "max_tokens": 16}}
 LONG = {"model": "smollm2-135m-instruct", "prompt": "Once upon a time", "temperature": 0, "max_tokens": 150}
@@ -79,7 +85,31 @@ def tells(command: Callable[..., int], capsys: pytest.CaptureFixture[str], what:
     return what in capsys.readouterr().out
 
 
-def test_a_rendered_gang_answers_through_its_service_and_ends_what_it_has_begun(
+class LostPod:
+    """The pod of rank 1 is deleted; KubeRay replaces that one."""
+
+    name = "delete the pod of rank 1"
+    restarts = True
+
+    def __init__(self, client: Client, world: LiveWorld) -> None:
+        self._client, self._world = client, world
+
+    def aim(self, status: dict[str, Any]) -> None:
+        (self._ip,) = [rank["ip"] for rank in status["ranks"] if rank["rank"] == 1]
+
+    async def strike(self) -> None:
+        (pod,) = [pod for pod in self._world.pods() if pod["status"].get("podIP") == self._ip]
+        await asyncio.to_thread(self._client.delete, POD, pod["metadata"]["name"], pod["metadata"]["namespace"])
+
+    async def heal(self, *, restarted: bool) -> None:
+        """That is KubeRay's."""
+
+
+def uids(world: LiveWorld) -> set[str]:
+    return {pod["metadata"]["uid"] for pod in world.pods()}
+
+
+def test_a_rendered_gang_answers_through_its_service_survives_a_lost_pod_and_ends_what_it_has_begun(
     command: Callable[..., int],
     kube: KubeServer,
     world: LiveWorld,
@@ -99,6 +129,12 @@ def test_a_rendered_gang_answers_through_its_service_and_ends_what_it_has_begun(
     client = connect(str(kube.kubeconfig(tmp_path / "of its own")))
     snapshot = Observer(client, gang_of(load_spec(CONFIG, SETTINGS))).look()
     assert set(pods_with_ranks(client, snapshot) or ()) == addresses, "Ray's State API tells which pods are no spares"
+    before = uids(world)
+    plan = DrillPlan(url=url, fault=LostPod(client, world), times=1, streams=4, plain=2, max_tokens=60, wait_s=SAFETY_S)
+    report = asyncio.run(run_drill(plan, print))
+    print(report.rounds[0].timeline)
+    assert report.verdict() is None
+    assert len(uids(world) & before) == 1, "the survivor's pod is the same"
     with (
         ThreadPoolExecutor() as pool,
         httpx.stream("POST", f"{url}/v1/completions", json=LONG | {"stream": True}) as told,
