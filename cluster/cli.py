@@ -13,9 +13,9 @@ from typing import Annotated, Any
 
 import typer
 
+from cluster.config.loader import load_spec
+from cluster.config.spec import ClusterSpec
 from cluster.errors import SpecError
-from cluster.loader import load_spec
-from cluster.spec import ClusterSpec
 from serving.config import load_config
 
 app = typer.Typer(
@@ -56,9 +56,9 @@ def plan(
 
     With --serving also whether that configuration fits these GPUs: exit code 1 if it does not.
     """
-    from cluster.capacity import Load
-    from cluster.fit import fit
-    from cluster.plan import plan_model
+    from cluster.planning.fit import fit
+    from cluster.planning.memory import Load
+    from cluster.planning.plan import plan_model
 
     usual = Load()
     load = Load(batch=batch or usual.batch, context=context or usual.context)
@@ -88,15 +88,15 @@ def render(
 
 
 def _text(documents: list[dict[str, Any]], as_json: bool) -> str:
-    from cluster.manifest import to_yaml
+    from cluster.manifests.render import to_yaml
 
     return json.dumps(documents, indent=2) + "\n" if as_json else to_yaml(documents)
 
 
 def _documents(spec: ClusterSpec, allow_single_node: bool) -> list[dict[str, Any]]:
     """What is applied: for a standing cluster also the command that serves on it."""
-    from cluster.manifest import render as render_spec
-    from cluster.submission import submission
+    from cluster.manifests.render import render as render_spec
+    from cluster.manifests.serve_job import submission
 
     documents = render_spec(spec, allow_single_node=allow_single_node)
     return [*documents, submission(spec)] if spec.ray.kind == "cluster" else documents
@@ -112,10 +112,10 @@ def doctor(
     as_json: AsJson = False,
 ) -> int:
     """Say whether this cluster can run this gang, and what to do where not. Changes nothing, except for --probe."""
-    from cluster.connection import connect
-    from cluster.doctor import examine
-    from cluster.facts import Reader
-    from cluster.probe import probe_lines, run_probe
+    from cluster.doctor.checks import examine
+    from cluster.doctor.facts import Reader
+    from cluster.doctor.probe import probe_lines, run_probe
+    from cluster.k8s.connection import connect
 
     spec = load_spec(config, overrides)
     client = connect(kubeconfig, context)
@@ -135,7 +135,7 @@ def doctor(
 @app.command(epilog=f"Example: gangway cluster role {EXAMPLE} | kubectl apply -f -")
 def role(config: File, overrides: Overrides = [], as_json: AsJson = False) -> None:  # noqa: B006
     """Print the Role that `doctor` asks for: what these commands do in the gang's namespace. Asks no cluster."""
-    from cluster.role import role as role_in
+    from cluster.doctor.role import role as role_in
 
     document = role_in(load_spec(config, overrides).namespace)
     typer.echo(_text([document], as_json), nl=False)
@@ -155,7 +155,7 @@ def up(
     as_json: AsJson = False,
 ) -> None:
     """Apply the gang and wait until `/readyz` answers through its Service."""
-    from cluster.session import interruptible, opened
+    from cluster.commands.session import interruptible, opened
 
     spec = load_spec(config, overrides)
     documents = _documents(spec, allow_single_node)
@@ -176,7 +176,7 @@ def _tell_alterations(rows: list[Any], as_json: bool) -> None:
 
 
 def _tell_report(work: Any, as_json: bool) -> None:
-    from cluster.report import report
+    from cluster.commands.report import report
 
     if as_json:
         _print_json(report(work.client, work.gang))
@@ -191,9 +191,9 @@ def status(
     as_json: AsJson = False,
 ) -> int:
     """Show the gang by host: where each pod is, and what is wrong. Exit code 1 while it is not ready."""
-    from cluster.connection import connect
-    from cluster.report import report
-    from cluster.snapshot import gang_of
+    from cluster.commands.report import report
+    from cluster.k8s.connection import connect
+    from cluster.status.snapshot import gang_of
 
     gang = gang_of(load_spec(config, overrides))
     answer = report(connect(kubeconfig, context), gang)
@@ -226,9 +226,9 @@ def logs(
     as_json: AsJson = False,
 ) -> None:
     """Print the log of one pod."""
-    from cluster.connection import connect
-    from cluster.report import read_logs
-    from cluster.snapshot import gang_of
+    from cluster.commands.report import read_logs
+    from cluster.k8s.connection import connect
+    from cluster.status.snapshot import gang_of
 
     gang = gang_of(load_spec(config, overrides))
     client = connect(kubeconfig, context)
@@ -253,9 +253,9 @@ def submit(
     as_json: AsJson = False,
 ) -> None:
     """Run the serving command again on a standing RayCluster (`ray.kind: cluster`); with --batch a batch job."""
-    from cluster.batch_job import batch_documents, batch_spec
-    from cluster.session import interruptible, opened
-    from cluster.submission import submission
+    from cluster.commands.session import interruptible, opened
+    from cluster.manifests.batch_job import batch_documents, batch_spec
+    from cluster.manifests.serve_job import submission
 
     spec, call = load_spec(config, overrides), batch_files or []
     if batch:
@@ -295,7 +295,7 @@ def down(
     as_json: AsJson = False,
 ) -> None:
     """Delete the gang and wait until nothing of it is left."""
-    from cluster.session import opened
+    from cluster.commands.session import opened
 
     spec = load_spec(config, overrides)
     say = _say(as_json)

@@ -7,7 +7,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import pytest
 
-from cluster.loader import load_spec
+from cluster.config.loader import load_spec
 from serving.batch.identity import batch_config, job_key
 from serving.batch.parquet import ANSWERS, join, open_parquet
 from serving.batch.places import locate

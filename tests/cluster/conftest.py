@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from cluster.loader import make_spec
-from cluster.spec import ClusterSpec
+from cluster.config.loader import make_spec
+from cluster.config.spec import ClusterSpec
 from tests.cluster.definitions import Definition, read_definition
 
 ROOT = Path(__file__).parents[2]

@@ -2,10 +2,10 @@
 
 import pytest
 
-from cluster.batch_job import batch_documents, batch_spec
 from cluster.errors import SpecError
-from cluster.kuberay import refusal
-from cluster.names import MAX_JOB_NAME
+from cluster.k8s.names import MAX_JOB_NAME
+from cluster.manifests.batch_job import batch_documents, batch_spec
+from cluster.manifests.kuberay_validation import refusal
 from tests.cluster.conftest import MakeSpec
 from tests.cluster.definitions import Definition
 

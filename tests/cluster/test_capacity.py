@@ -4,7 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.capacity import (
+from cluster.config.loader import load_spec
+from cluster.errors import ShapeError
+from cluster.planning.gpus import GPUS
+from cluster.planning.memory import (
     GIB,
     Load,
     configured_memory,
@@ -14,10 +17,7 @@ from cluster.capacity import (
     rank_parameters,
     smallest_tp,
 )
-from cluster.errors import ShapeError
-from cluster.gpus import GPUS
-from cluster.loader import load_spec
-from cluster.model_shape import ModelShape, read_shape, shape_of
+from cluster.planning.model_shape import ModelShape, read_shape, shape_of
 from tests.cluster.conftest import CONFIGS
 from tests.cluster.test_model_shape import MODELS, TINY
 

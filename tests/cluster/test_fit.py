@@ -1,7 +1,7 @@
 """A serving configuration against the model and the GPUs."""
 
-from cluster.fit import fit_notes, fit_problems
-from cluster.model_shape import read_shape
+from cluster.planning.fit import fit_notes, fit_problems
+from cluster.planning.model_shape import read_shape
 from serving.config import load_config
 from tests.cluster.conftest import ROOT
 from tests.cluster.test_model_shape import MODELS

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from cluster.kuberay import refusal
-from cluster.manifest import render
+from cluster.manifests.kuberay_validation import refusal
+from cluster.manifests.render import render
 from tests.cluster.conftest import MakeSpec
 
 Change = Callable[[dict[str, Any]], object]

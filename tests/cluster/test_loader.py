@@ -9,14 +9,14 @@ import pytest
 import typer
 import yaml
 
-from cluster.batch_job import batch_documents, batch_spec
 from cluster.cli import app
+from cluster.config.loader import checked, load_spec, make_spec
+from cluster.config.spec import ClusterSpec
+from cluster.doctor.probe import probe_documents
 from cluster.errors import SpecError
-from cluster.loader import checked, load_spec, make_spec
-from cluster.manifest import render
-from cluster.probe import probe_documents
-from cluster.spec import ClusterSpec
-from cluster.submission import submission
+from cluster.manifests.batch_job import batch_documents, batch_spec
+from cluster.manifests.render import render
+from cluster.manifests.serve_job import submission
 from tests.cluster.conftest import ROOT, TREE, MakeSpec, changed_tree
 
 BATCH = {"mount_path": "/work", "claim": "rows"}
@@ -69,7 +69,7 @@ def test_nothing_is_made_of_a_configuration_that_was_put_together_by_hand_and_is
 def test_all_that_turns_a_configuration_into_documents_is_in_the_list_above() -> None:
     """What a person calls, that is: public functions that return whole documents of a configuration."""
     found = set()
-    for file in (ROOT / "cluster").glob("*.py"):
+    for file in (ROOT / "cluster").rglob("*.py"):
         for node in ast.parse(file.read_text()).body:
             if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
                 takes = [ast.unparse(arg.annotation) for arg in node.args.args[:1] if arg.annotation]

@@ -11,11 +11,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.config.loader import load_spec, make_spec
+from cluster.config.rules import why_never
 from cluster.errors import SpecError
-from cluster.loader import load_spec, make_spec
-from cluster.manifest import render, to_yaml
-from cluster.names import COMPONENT, CONFIG_HASH, INSTANCE, SPEC_HASH
-from cluster.rules import why_never
+from cluster.k8s.names import COMPONENT, CONFIG_HASH, INSTANCE, SPEC_HASH
+from cluster.manifests.render import render, to_yaml
 from serving.config import load_config
 from tests.cluster.conftest import CONFIGS, MakeSpec, changed_tree
 from tests.cluster.definitions import Definition

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from cluster.errors import ShapeError
-from cluster.model_shape import ModelShape, read_shape, shape_of
+from cluster.planning.model_shape import ModelShape, read_shape, shape_of
 from tests.cluster.conftest import ROOT
 
 MODELS = ROOT / "tests" / "cluster" / "models"

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
+from cluster.config.rules import warnings
+from cluster.config.spec import ClusterSpec
 from cluster.errors import SpecError
-from cluster.manifest import render
-from cluster.rules import warnings
-from cluster.spec import ClusterSpec
+from cluster.manifests.render import render
 from tests.cluster.conftest import MakeSpec
 from tests.cluster.test_manifest import EVERYTHING, check_against_kubernetes, pod_templates
 

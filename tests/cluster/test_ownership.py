@@ -7,8 +7,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.names import LAST_APPLIED, MANAGER
-from cluster.ownership import applicable, says_all
+from cluster.commands.ownership import applicable, says_all
+from cluster.k8s.names import LAST_APPLIED, MANAGER
 
 Object = dict[str, Any]
 SCALARS = st.one_of(st.integers(0, 3), st.sampled_from(["", "x", "1Gi"]), st.booleans())

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from cluster.capacity import Load
 from cluster.errors import ShapeError, SpecError
-from cluster.gpus import GPUS, NodeKind, find_gpu, parse_node
-from cluster.model_shape import shape_of
-from cluster.plan import make_plan, misfits, plan_model, traffic
+from cluster.planning.gpus import GPUS, NodeKind, find_gpu, parse_node
+from cluster.planning.memory import Load
+from cluster.planning.model_shape import shape_of
+from cluster.planning.plan import make_plan, misfits, plan_model, traffic
 from tests.cluster.test_model_shape import MODELS, TINY
 
 

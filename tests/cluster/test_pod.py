@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from cluster.environment import head_environment, worker_environment
-from cluster.manifest import render
-from cluster.spec import ClusterSpec
+from cluster.config.spec import ClusterSpec
+from cluster.manifests.environment import head_environment, worker_environment
+from cluster.manifests.render import render
 from serving.api import entrance
 from serving.runtime.environment import ENTRANCE
 from tests.cluster.conftest import MakeSpec

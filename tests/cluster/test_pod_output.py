@@ -10,7 +10,7 @@ from typing import IO
 
 import pytest
 
-from cluster.pod_output import SILENT_POLLS, Source, wrapped
+from cluster.manifests.pod_output import SILENT_POLLS, Source, wrapped
 from serving.logs import JsonLines
 
 RANK = "worker-0561-01000000-5877.err"
@@ -23,7 +23,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     running: list[subprocess.Popen[str]] = []
 
     def begin(*options: str) -> IO[str]:
-        command = [sys.executable, "-m", "cluster.pod_output", str(tmp_path / "logs"), *options]
+        command = [sys.executable, "-m", "cluster.manifests.pod_output", str(tmp_path / "logs"), *options]
         running.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
         assert running[-1].stdout is not None
         return running[-1].stdout

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.quantity import parse_quantity
+from cluster.k8s.quantity import parse_quantity
 
 
 @pytest.mark.parametrize(

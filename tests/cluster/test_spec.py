@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
+from cluster.config.loader import dump_spec, load_spec, make_spec
+from cluster.config.rules import warnings
+from cluster.config.spec import KEYS_FILE, ClusterSpec
 from cluster.errors import SpecError
-from cluster.loader import dump_spec, load_spec, make_spec
-from cluster.rules import warnings
-from cluster.spec import KEYS_FILE, ClusterSpec
 from serving.config import load_config
 from serving.errors import ConfigError
 from tests.cluster.conftest import CONFIGS, ROOT, MakeSpec, changed_tree

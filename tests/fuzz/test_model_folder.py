@@ -15,7 +15,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from cluster.errors import ShapeError
-from cluster.model_shape import read_shape
+from cluster.planning.model_shape import read_shape
 from serving.config import ModelConfig
 from serving.engine.attend import AttentionSpec
 from serving.engine.checkpoint import INDEX, SINGLE, open_checkpoint

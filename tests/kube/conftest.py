@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.client import Client
-from cluster.connection import connect
+from cluster.k8s.client import Client
+from cluster.k8s.connection import connect
 from tests.kube.run import Run
 from tests.kube.server import KubeServer
 

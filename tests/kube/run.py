@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from cluster.client import Client
+from cluster.commands.lifecycle import Lifecycle
 from cluster.errors import ClusterError
-from cluster.lifecycle import Lifecycle
-from cluster.snapshot import Gang
+from cluster.k8s.client import Client
+from cluster.status.snapshot import Gang
 from tests.kube.samples import gang
 from tests.kube.scene import H100
 from tests.kube.server import KubeServer

@@ -3,7 +3,7 @@
 import copy
 from typing import Any
 
-from cluster.names import COMPONENT, HEAD, INSTANCE, WORKER, WORKER_GROUP, service_name
+from cluster.k8s.names import COMPONENT, HEAD, INSTANCE, WORKER, WORKER_GROUP, service_name
 
 Object = dict[str, Any]
 

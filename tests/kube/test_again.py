@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from cluster.errors import ConflictError, RoomError
-from cluster.names import LAST_APPLIED
-from cluster.snapshot import Gang
+from cluster.k8s.names import LAST_APPLIED
+from cluster.status.snapshot import Gang
 from tests.kube.run import Run
 from tests.kube.samples import gang
 from tests.kube.store import Write

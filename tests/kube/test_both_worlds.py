@@ -15,13 +15,13 @@ import pytest
 import typer
 
 from cluster.cli import app
-from cluster.client import Client
-from cluster.connection import connect
-from cluster.dashboard import pods_with_ranks
-from cluster.kinds import POD
-from cluster.loader import load_spec
-from cluster.observe import Observer
-from cluster.snapshot import gang_of
+from cluster.config.loader import load_spec
+from cluster.k8s.client import Client
+from cluster.k8s.connection import connect
+from cluster.k8s.kinds import POD
+from cluster.status.dashboard import pods_with_ranks
+from cluster.status.observer import Observer
+from cluster.status.snapshot import gang_of
 from serving.drill.rounds import DrillPlan, run_drill
 from tests.e2e.server import MODEL, SAFETY_S, eventually
 from tests.hosts.net import Network, why_not

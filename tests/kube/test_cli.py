@@ -11,10 +11,10 @@ import typer
 import yaml
 
 from cluster.cli import app
+from cluster.config.loader import load_spec
+from cluster.doctor.facts import RIGHTS, RIGHTS_TO_DRAIN
 from cluster.errors import ConflictError, PlatformError, SpecError, WorkloadError
-from cluster.facts import RIGHTS, RIGHTS_TO_DRAIN
-from cluster.loader import load_spec
-from cluster.names import LAST_APPLIED
+from cluster.k8s.names import LAST_APPLIED
 from tests.kube.scene import add_operator
 from tests.kube.server import KubeServer
 from tests.kube.store import Write
@@ -206,7 +206,7 @@ def test_an_interrupt_says_what_stays(
     command: Command, kube: KubeServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     set_scene(kube, load_spec(CONFIG))
-    monkeypatch.setattr("cluster.observe.Wakeups.wait", _interrupted)
+    monkeypatch.setattr("cluster.status.observer.Wakeups.wait", _interrupted)
     assert command("up") == 130
     assert "what was applied stays" in capsys.readouterr().err
     assert kube.store.select("rayjobs.ray.io")
@@ -216,7 +216,7 @@ def test_an_interrupted_wait_for_a_batch_job_names_the_job_and_not_the_serving_g
     command: Command, kube: KubeServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     set_scene(kube, load_spec(CONFIG))
-    monkeypatch.setattr("cluster.observe.Wakeups.wait", _interrupted)
+    monkeypatch.setattr("cluster.status.observer.Wakeups.wait", _interrupted)
     assert command("submit", *BATCH, "--wait", "/work/in.jsonl", "/work/out.jsonl") == 130
     told = capsys.readouterr().err
     assert f"gangway cluster status {CONFIG} --set name={load_spec(CONFIG).name}-batch" in told

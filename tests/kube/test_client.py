@@ -1,4 +1,4 @@
-"""`cluster.client` against real HTTP: what it sends, what it repeats, and what it makes of every refusal."""
+"""`cluster.k8s.client` against real HTTP: what it sends, what it repeats, and what it makes of every refusal."""
 
 import itertools
 import socket
@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from cluster.client import Client
-from cluster.connection import connect
 from cluster.errors import AccessError, UnreachableError
-from cluster.kinds import POD, RAY_JOB, SERVICE
-from cluster.observe import Wakeups
-from cluster.refusals import ApiError, Conflict, Denied, Invalid, Missing
-from cluster.snapshot import Gang
+from cluster.k8s.api_errors import ApiError, Conflict, Denied, Invalid, Missing
+from cluster.k8s.client import Client
+from cluster.k8s.connection import connect
+from cluster.k8s.kinds import POD, RAY_JOB, SERVICE
+from cluster.status.observer import Wakeups
+from cluster.status.snapshot import Gang
 from tests.kube.samples import gang
 from tests.kube.server import KubeServer
 

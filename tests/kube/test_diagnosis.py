@@ -4,11 +4,18 @@ from typing import Any
 
 import pytest
 
-from cluster.changes import alteration, differences
-from cluster.diagnosis import blocked_deletion, container_refused, findings, mount_failed, stuck_before_head, unplaced
-from cluster.names import HOST_INDEX
-from cluster.room import tolerates
-from cluster.snapshot import Gang, Snapshot
+from cluster.commands.diff import alteration, differences
+from cluster.k8s.names import HOST_INDEX
+from cluster.status.diagnosis import (
+    blocked_deletion,
+    container_refused,
+    findings,
+    mount_failed,
+    stuck_before_head,
+    unplaced,
+)
+from cluster.status.node_capacity import tolerates
+from cluster.status.snapshot import Gang, Snapshot
 
 Object = dict[str, Any]
 GANG = Gang(name="llama", namespace="default")

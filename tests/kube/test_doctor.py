@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 
-from cluster.client import Client
-from cluster.connection import connect
-from cluster.doctor import Finding, examine
-from cluster.facts import Reader, named_secrets
-from cluster.kinds import CLUSTER_QUEUE, LOCAL_QUEUE
-from cluster.loader import load_spec
-from cluster.names import GPU
-from cluster.operator_check import argument
-from cluster.snapshot import asked_for
-from cluster.spec import ClusterSpec
+from cluster.config.loader import load_spec
+from cluster.config.spec import ClusterSpec
+from cluster.doctor.checks import Finding, examine
+from cluster.doctor.facts import Reader, named_secrets
+from cluster.doctor.operator import argument
+from cluster.k8s.client import Client
+from cluster.k8s.connection import connect
+from cluster.k8s.kinds import CLUSTER_QUEUE, LOCAL_QUEUE
+from cluster.k8s.names import GPU
+from cluster.status.snapshot import asked_for
 from tests.kube.scene import H100, add_node, add_operator
 from tests.kube.server import KubeServer
 from tests.kube.store import Write

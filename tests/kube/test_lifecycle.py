@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from cluster.errors import ConflictError, WaitTimeout, WorkloadError
-from cluster.names import HOST_INDEX, MANAGED_BY, MANAGER
-from cluster.refusals import Conflict, Denied
+from cluster.k8s.api_errors import Conflict, Denied
+from cluster.k8s.names import HOST_INDEX, MANAGED_BY, MANAGER
 from tests.kube.run import WANTED, Run
 from tests.kube.samples import gang
 from tests.kube.scene import add_event

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
+from cluster.commands.report import report
+from cluster.config.loader import make_spec
 from cluster.errors import ConflictError, RoomError, WorkloadError
-from cluster.loader import make_spec
-from cluster.manifest import render
-from cluster.names import HOST_INDEX
-from cluster.report import report
-from cluster.snapshot import gang_of
+from cluster.k8s.names import HOST_INDEX
+from cluster.manifests.render import render
+from cluster.status.snapshot import gang_of
 from tests.cluster.conftest import changed_tree
 from tests.kube.run import Run
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from cluster import all_reduce
-from cluster.client import Client
+from cluster.config.loader import load_spec
+from cluster.config.spec import ClusterSpec
+from cluster.doctor import all_reduce_script
+from cluster.doctor.probe import probe_documents, probe_lines, probe_name, run_probe
 from cluster.errors import RoomError, WorkloadError
-from cluster.kinds import JOB
-from cluster.loader import load_spec
-from cluster.probe import probe_documents, probe_lines, probe_name, run_probe
-from cluster.spec import ClusterSpec
+from cluster.k8s.client import Client
+from cluster.k8s.kinds import JOB
 from tests.kube.clock import ManualClock
 from tests.kube.scene import set_status
 from tests.kube.server import KubeServer
@@ -85,13 +85,13 @@ def test_it_asks_for_one_gpu_on_each_node_and_needs_nothing_that_up_makes(spec: 
 
 @pytest.mark.parametrize("name", ["", "eth0", "enp129s0f0np015"])
 def test_what_a_rank_tells_of_itself_is_understood(name: str) -> None:
-    end = all_reduce.packed("192.0.2.7", name, 64 << 20)
+    end = all_reduce_script.packed("192.0.2.7", name, 64 << 20)
     told = {"rank": 3, "address": "192.0.2.7", "interface": name, "shm_bytes": 64 << 20}
-    assert all_reduce.unpacked(3, end) == told
+    assert all_reduce_script.unpacked(3, end) == told
 
 
 def test_an_interface_that_is_no_text_is_shown() -> None:
-    told = all_reduce.unpacked(0, b"\xff" * all_reduce.END.size)
+    told = all_reduce_script.unpacked(0, b"\xff" * all_reduce_script.END.size)
     assert json.loads(json.dumps(told))["interface"] == "\\xff" * 16
 
 
@@ -100,7 +100,7 @@ def test_two_processes_measure_each_other() -> None:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    script = Path(all_reduce.__file__).read_text()
+    script = Path(all_reduce_script.__file__).read_text()
     ranks = [
         subprocess.Popen(
             [sys.executable, "-c", script],
@@ -113,7 +113,7 @@ def test_two_processes_measure_each_other() -> None:
     said = [rank.communicate(timeout=120)[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0]
     answer = json.loads(said[0].strip().splitlines()[-1])
-    assert [row["bytes"] for row in answer["all_reduce"]] == list(all_reduce.SIZES)
+    assert [row["bytes"] for row in answer["all_reduce"]] == list(all_reduce_script.SIZES)
     assert [row["rank"] for row in answer["ranks"]] == [0, 1]
     assert answer["ranks"][1]["address"] == "127.0.0.1"
-    assert {row["shm_bytes"] for row in answer["ranks"]} == {all_reduce.shm_bytes()}
+    assert {row["shm_bytes"] for row in answer["ranks"]} == {all_reduce_script.shm_bytes()}

@@ -8,10 +8,10 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
+from cluster.commands.report import report
 from cluster.errors import PlatformError, RoomError, WorkloadError
-from cluster.kinds import LOCAL_QUEUE
-from cluster.report import report
-from cluster.snapshot import Gang
+from cluster.k8s.kinds import LOCAL_QUEUE
+from cluster.status.snapshot import Gang
 from tests.kube.run import WANTED, Run
 from tests.kube.samples import gang
 from tests.kube.test_doctor import add_cluster_queue
