@@ -135,14 +135,12 @@ def _serve(connection: Connection, rank: int, world: int, scratch: str, *rest: A
     with (Path(scratch) / f"stacks-{rank}").open("w") as stacks:
         faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
         collectives = _answer(connection, _set_up, rank, world, scratch, *rest)
-        kept = _groups_of_torch()
         while True:
             try:
                 function, args = connection.recv()
             except EOFError:
                 break
             _answer(connection, function, collectives, *args)
-            _destroy(_groups_of_torch() - kept)
     _tear_down()
 
 
@@ -185,20 +183,6 @@ def _set_up(rank: int, world: int, scratch: str, endpoint: str, one_machine: boo
     if world > 1:
         init_deepspeed()
     return make_collectives(rank, world, one_machine)
-
-
-def _groups_of_torch() -> set[Any]:
-    import torch.distributed as dist
-
-    return set(dist.distributed_c10d._world.pg_map)
-
-
-def _destroy(groups: set[Any]) -> None:
-    """Else every engine of a file leaves its groups to the next, with threads that poll."""
-    import torch.distributed as dist
-
-    for group in groups:
-        dist.destroy_process_group(group)
 
 
 def _tear_down() -> None:
