@@ -18,7 +18,7 @@ from serving.runtime.environment import ray_environment
 with ray_environment(None, embedded=True):
     import ray
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    print(ray.get(ray.remote(os.nice).remote(0)))
+    print(ray.get(ray.remote(lambda: os.nice(0)).remote()))
 """
 
 
