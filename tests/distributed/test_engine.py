@@ -16,13 +16,13 @@ from tests.engine.tiny_models import MODELS, VOCAB, save_model
 DEMO = Path("models/smollm2-135m-instruct")
 
 
-@pytest.fixture(params=[1, 2, 3], scope="session")
+@pytest.fixture(params=[1, 2, 3], scope="package")
 def pool(request: pytest.FixtureRequest) -> RankPool:
     group: RankPool = request.getfixturevalue(f"ranks{request.param}")
     return group
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     save_model("llama, tied", folder)
@@ -55,7 +55,7 @@ def run(pool: RankPool, folder: Path, script: Script, **settings: Any) -> dict[s
     return answer
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def alone(ranks1: RankPool, tiny: Path) -> dict[str, list[int]]:
     """What each request answers when nothing else runs: one after another, no prefix cache, one rank."""
     script: Script = {40 * i: [request(i)] for i in range(20)}
@@ -138,7 +138,7 @@ def test_logprobs_are_those_of_hugging_face(pool: RankPool, tiny: Path) -> None:
         assert chosen == pytest.approx(float(truth[position, answer["tokens"]["r9"][position]]), abs=1e-4)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, list[list[int]]]]:
     """Every model's folder and Hugging Face's greedy text of two prompts."""
     found = {}

@@ -64,7 +64,7 @@ def local_logits(
     }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
     """A folder and Hugging Face's logits for every model."""
     models: Saved = {}
@@ -88,7 +88,7 @@ def assert_same(ours: np.ndarray[Any, Any], theirs: np.ndarray[Any, Any]) -> Non
     assert np.abs(ours - theirs).max() <= TOLERANCE * np.abs(theirs).max()
 
 
-@pytest.fixture(params=[1, pytest.param(2, marks=pytest.mark.quick), 3], scope="session")
+@pytest.fixture(params=[1, pytest.param(2, marks=pytest.mark.quick), 3], scope="package")
 def pool(request: pytest.FixtureRequest) -> RankPool:
     """Groups of each size in turn."""
     group: RankPool = request.getfixturevalue(f"ranks{request.param}")

@@ -42,7 +42,7 @@ SETTINGS = (
 """In float32 a text that is computed in two parts can differ by a fault alone."""
 TICK_S = 0.5
 QUESTION = {"inputs": "What is the capital of France?", "parameters": {"temperature": 0, "max_tokens": 16}}
-LONG = {"model": "smollm2-135m-instruct", "prompt": "Once upon a time", "temperature": 0, "max_tokens": 150}
+LONG = {"model": "smollm2-135m-instruct", "prompt": "Once upon a time", "temperature": 0, "max_tokens": 80}
 
 pytestmark = [
     pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
@@ -130,7 +130,7 @@ def test_a_rendered_gang_answers_through_its_service_survives_a_lost_pod_and_end
     snapshot = Observer(client, gang_of(load_spec(CONFIG, SETTINGS))).look()
     assert set(pods_with_ranks(client, snapshot) or ()) == addresses, "Ray's State API tells which pods are no spares"
     before = uids(world)
-    plan = DrillPlan(url=url, fault=LostPod(client, world), times=1, streams=4, plain=2, max_tokens=60, wait_s=SAFETY_S)
+    plan = DrillPlan(url=url, fault=LostPod(client, world), times=1, streams=4, plain=2, max_tokens=30, wait_s=SAFETY_S)
     report = asyncio.run(run_drill(plan, print))
     print(report.rounds[0].timeline)
     assert report.verdict() is None
