@@ -21,6 +21,7 @@ SHAPE  :=
 SEED   := 0
 LOAD   :=
 GATE   := loadtests/gate.yaml
+PYTEST :=
 RESULTS := loadtests/results/load
 STAMP  := $(VENV)/.complete
 
@@ -32,9 +33,9 @@ serve: env model
 test: check model
 	$(BIN)/pytest -m 'not thorough'
 
-# What `make test` leaves out.
+# What `make test` leaves out. make test-rest PYTEST='--deselect …' leaves out something of that.
 test-rest: model
-	$(BIN)/pytest -m thorough
+	$(BIN)/pytest -m thorough $(PYTEST)
 
 test-all: test test-rest
 
