@@ -4,6 +4,7 @@ To the server it looks like any request that a rank dies of, at any length and o
 drill. It must be given up, and an equal one refused without another break.
 """
 
+import asyncio
 import itertools
 import json
 import secrets
@@ -18,6 +19,8 @@ from serving.errors import OperatorError
 
 GIVEN_UP = "request_breaks_group"
 _MAX_TOKENS = 200
+_POLL_S = 0.05
+"""From one look at the status to the next."""
 
 
 class PoisonFault:
@@ -55,18 +58,46 @@ class PoisonFault:
         async with client.stream("POST", "/predict", json=body) as response:
             if response.status_code != httpx.codes.OK:
                 return _code(json.loads(await response.aread()))
-            async for event in data(response.aiter_bytes()):
-                piece = {} if event == b"[DONE]" else json.loads(event)
-                if "error" in piece:
-                    return _code(piece)
-                await self._kill(client)
-        return "a complete answer"
+            token = asyncio.Event()
+            reading = asyncio.create_task(_read(response, token))
+            try:
+                while not reading.done():
+                    await self._break_once(client, reading, token)
+                return await reading
+            finally:
+                reading.cancel()
 
-    async def _kill(self, client: httpx.AsyncClient) -> None:
-        status = (await client.get("/v1/status")).json()
-        if status["state"] == "ready" and status["generation"] not in self._struck:
-            self._struck.add(status["generation"])
-            await _last_rank(status).strike()
+    async def _break_once(self, client: httpx.AsyncClient, reading: asyncio.Task[str], token: asyncio.Event) -> None:
+        """Kill a rank of the generation that runs, if none of it was, once a token has come that can only be its own.
+
+        Tokens are read all the time, so what an earlier generation has sent is read before the next one is seen.
+        """
+        seen = await _status(client)
+        if seen["state"] != "ready" or seen["generation"] in self._struck:
+            await asyncio.wait([reading], timeout=_POLL_S)
+            return
+        token.clear()
+        waiting = asyncio.create_task(token.wait())
+        await asyncio.wait([reading, waiting], return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        if not reading.done() and (await _status(client))["generation"] == seen["generation"]:
+            self._struck.add(seen["generation"])
+            await _last_rank(seen).strike()
+
+
+async def _read(response: httpx.Response, token: asyncio.Event) -> str:
+    """The code of the error that the stream ends in; sets `token` with each that comes before."""
+    async for event in data(response.aiter_bytes()):
+        piece = {} if event == b"[DONE]" else json.loads(event)
+        if "error" in piece:
+            return _code(piece)
+        token.set()
+    return "a complete answer"
+
+
+async def _status(client: httpx.AsyncClient) -> dict[str, Any]:
+    status: dict[str, Any] = (await client.get("/v1/status")).json()
+    return status
 
 
 def _require_given_up(outcome: str, what: str) -> None:

@@ -96,8 +96,7 @@ async def test_poison_breaks_each_generation_until_it_is_given_up(fake: FakeServ
     fake.behaviour.gives_up_after = 3
     report = await drill(poison(fake))
     assert report.verdict() is None
-    assert len(fake.given_up) == 2
-    assert fake.generation >= 7, "a token that was on its way may break a generation more"
+    assert (len(fake.given_up), fake.generation) == (2, 7)
 
 
 async def test_poison_that_is_never_given_up_fails_the_drill(fake: FakeServer) -> None:
