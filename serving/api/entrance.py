@@ -33,7 +33,8 @@ MAX_BODY_BYTES = "GANGWAY_MAX_BODY_BYTES"
 SILENCE_S = 1.0
 """How long a request has no answer before it is asked whether there is anybody to give one; then again and again."""
 LOOKOUT_S = 0.8
-"""Longest that may take, and how long it holds. With `SILENCE_S` a client is answered within 2 s."""
+"""Longest that may take, and how long it holds. With `SILENCE_S` a client is answered within 2 s, if Serve's controller
+says so at once; one that is busy is asked again after another silence."""
 NO_GATEWAY = GroupUnavailable("there is no gateway now; another is being started", retry_after_s=5, code="gateway_gone")
 
 

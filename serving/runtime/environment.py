@@ -36,9 +36,9 @@ there can ask for, Serve's look at its replicas ten times a second, and Train's 
 
 NICENESS = {"RAY_worker_niceness": "0"}
 """Ray starts its workers, ours being ranks, gateway and proxy, at nice 15, for a driver and what else there is to come
-first. Here they are what the machine is for: all ranks wait for the one that has to make way, so beside one busy
-process two ranks on two cores made 2.9 tokens/s at 15, and 4.0 at 0. Ray's own processes need little, and get it at
-equal shares as well. A server that is to make way is told so: RAY_worker_niceness=15."""
+first. Here they are what the machine is for: all ranks wait for the one that has to make way. Ray's own
+processes need little, and get it at equal shares as well. A server that is to make way is told so:
+RAY_worker_niceness=15."""
 
 HAPROXY_THREADS = 2
 """It needs a tenth of a core for hundreds of events a second."""
