@@ -141,7 +141,7 @@ def working_directory(tmp_path: Path) -> Iterator[Path]:
 
 CODE = """
 import sys
-from serving.engine.native.library import sums
+from serving.engine.distributed.library import sums
 from serving.homes import cache_folder, code_folder
 library = sums()
 print(library._name if library else None, cache_folder(), code_folder())

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from serving.engine.attend import FalconAttention
 from serving.engine.checkpoint import Checkpoint
-from serving.engine.collectives import Collectives
+from serving.engine.distributed.collectives import Collectives
 from serving.engine.families import head_dim
 from serving.engine.linear import ShardedLinear
 from serving.engine.sharded_model import ShardedModel

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from serving.engine.assembly import Share
-from serving.engine.collectives import Collectives
+from serving.engine.distributed.collectives import Collectives
 
 GRAIN = 32
 """Columns are moved in whole panels of the kernels."""

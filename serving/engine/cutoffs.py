@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from serving.engine.blockwise import blockwise
-from serving.engine.collectives import Collectives
+from serving.engine.distributed.collectives import Collectives
 from serving.engine.exact import add, gather
 from serving.messages import Sampling
 

@@ -14,10 +14,10 @@ from torch import Tensor
 from serving.config import Config
 from serving.engine import flash
 from serving.engine.attention import BatchAttention, RaggedAttention
-from serving.engine.broadcast import Broadcast, GroupBroadcast, Loopback
-from serving.engine.collectives import Collectives, make_collectives
+from serving.engine.distributed.broadcast import Broadcast, GroupBroadcast, Loopback
+from serving.engine.distributed.collectives import Collectives, make_collectives
+from serving.engine.distributed.heartbeat import Heartbeat
 from serving.engine.flash import FlashAttention
-from serving.engine.heartbeat import Heartbeat
 from serving.engine.host_memory import populate, returned_at_once
 from serving.engine.kv_cache import KVCache, KVShape, reserve
 from serving.engine.loop import follow, lead

@@ -6,7 +6,7 @@ Both go through the bare all-reduce of float32, the cheapest collective there is
 import torch
 from torch import Tensor
 
-from serving.engine.collectives import Collectives
+from serving.engine.distributed.collectives import Collectives
 
 _LIMBS = 4
 _LIMB_BITS = 16

@@ -7,7 +7,7 @@ Stands for every linear layer of the loaded model: whole, column-parallel (this 
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from serving.engine.collectives import Collectives
+from serving.engine.distributed.collectives import Collectives
 
 
 class ShardedLinear(nn.Module):

@@ -9,7 +9,7 @@ runner.execute(plan)        runner.execute(plan)      collective when the plan c
 import threading
 import time
 
-from serving.engine.broadcast import LONGEST_SILENCE_S, Broadcast
+from serving.engine.distributed.broadcast import LONGEST_SILENCE_S, Broadcast
 from serving.engine.outbox import Outbox
 from serving.engine.runner import Runner
 from serving.engine.scheduler import Scheduler

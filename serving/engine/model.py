@@ -20,7 +20,7 @@ from serving.engine.assembly import Assembly, Share, recompute_buffers
 from serving.engine.attend import Attend, AttentionSpec
 from serving.engine.balance import even_out
 from serving.engine.checkpoint import open_checkpoint
-from serving.engine.collectives import Collectives
+from serving.engine.distributed.collectives import Collectives
 from serving.engine.families import eos_token_ids, kv_replicas, read_config
 from serving.engine.host_memory import side_by_side
 from serving.engine.shard_cache import ShardCache, shard_key

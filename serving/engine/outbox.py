@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
 
-from serving.engine.broadcast import LONGEST_SILENCE_S
+from serving.engine.distributed.broadcast import LONGEST_SILENCE_S
 from serving.engine.scheduler import Scheduler
 from serving.link import LinkServer
 from serving.messages import (

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from serving.engine.collectives import Collectives
 from serving.engine.cutoffs import Cutoffs, column
+from serving.engine.distributed.collectives import Collectives
 from serving.engine.exact import gather
 from serving.engine.noise import gumbel
 from serving.engine.penalties import History, adjust, adjusts

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from serving.engine.collectives import Collectives
+from serving.engine.distributed.collectives import Collectives
 
 
 @dataclass(frozen=True, slots=True)

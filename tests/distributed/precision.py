@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from serving.config import Config
 from serving.engine.batch import Batch
-from serving.engine.collectives import Collectives
+from serving.engine.distributed.collectives import Collectives
 from serving.engine.engine import build_engine
 from tests.distributed.ranks import RankPool
 

@@ -175,7 +175,7 @@ def _set_up(rank: int, world: int, scratch: str, endpoint: str, one_machine: boo
     import torch
     import torch.distributed as dist
 
-    from serving.engine.collectives import make_collectives
+    from serving.engine.distributed.collectives import make_collectives
     from serving.engine.model import init_deepspeed
 
     torch.set_num_threads(1)

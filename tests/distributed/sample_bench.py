@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from serving.engine.collectives import Collectives
+from serving.engine.distributed.collectives import Collectives
 from serving.engine.sampler import Sampler, SamplingRow
 from serving.engine.vocabulary import VocabSlice
 from serving.messages import Sampling

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from serving.config import load_config
-from serving.engine.collectives import Collectives
+from serving.engine.distributed.collectives import Collectives
 from serving.engine.engine import build_engine
 from serving.messages import Beat, Cancel, EngineStats, StepOutput, Submit, ToEngine, ToGateway, TokenLogprobs
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from serving.config import Config
-from serving.engine.collectives import Collectives
+from serving.engine.distributed.collectives import Collectives
 from serving.engine.engine import build_engine
 from serving.engine.scheduler import Scheduler
 from serving.messages import Sampling, Submit

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 import torch
 import torch.distributed as dist
 
-from serving.engine.native.socket_sum import SocketSum
+from serving.engine.distributed.sockets import SocketSum
 from tests.e2e.server import Process
 from tests.hosts.net import Network
 

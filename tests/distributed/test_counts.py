@@ -11,8 +11,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from serving.config import load_config
-from serving.engine.broadcast import GroupBroadcast
-from serving.engine.collectives import Collectives
+from serving.engine.distributed.broadcast import GroupBroadcast
+from serving.engine.distributed.collectives import Collectives
 from serving.engine.engine import build_engine
 from serving.engine.scheduler import Scheduler
 from serving.messages import Sampling, Submit

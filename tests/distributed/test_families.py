@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from serving.config import ModelConfig
-from serving.engine.collectives import Collectives
+from serving.engine.distributed.collectives import Collectives
 from serving.engine.model import AttentionSpec, load_model, unwatched
 from tests.distributed.ranks import RankPool
 from tests.engine.tiny_models import MODELS, reference_logits, save_model

@@ -14,9 +14,9 @@ import torch
 import torch.distributed as dist
 
 from serving.config import load_config
-from serving.engine.collectives import Collectives, make_collectives
+from serving.engine.distributed.collectives import Collectives, make_collectives
+from serving.engine.distributed.heartbeat import Heartbeat
 from serving.engine.engine import build_engine
-from serving.engine.heartbeat import Heartbeat
 from serving.engine.native.layer import FusedLayers
 from serving.engine.watchdog import Watchdog
 from serving.errors import PeerLost
@@ -105,7 +105,7 @@ def hang(woken: threading.Event) -> None:
 
 def collectives_py_wait(woken: threading.Event) -> None:
     """As if in the sum of a tensor, where a rank that is well waits for one that is not."""
-    code = compile("woken.wait(60)", "serving/engine/collectives.py", "exec")
+    code = compile("woken.wait(60)", "serving/engine/distributed/collectives.py", "exec")
     exec(code, {"woken": woken})
 
 

@@ -13,7 +13,7 @@ from torch.distributed import distributed_c10d
 
 from serving.config import ModelConfig
 from serving.engine.balance import GRAIN
-from serving.engine.collectives import Collectives, make_collectives
+from serving.engine.distributed.collectives import Collectives, make_collectives
 from serving.engine.model import load_model, unwatched
 from serving.errors import ModelError
 from tests.distributed.ranks import RankPool, RanksFailed

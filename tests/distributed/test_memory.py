@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from serving.config import load_config
-from serving.engine.collectives import Collectives
+from serving.engine.distributed.collectives import Collectives
 from serving.engine.engine import build_engine
 from tests.distributed.ranks import RankPool
 from tests.engine.smaps import flags_of, needs_huge_pages

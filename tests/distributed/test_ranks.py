@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from serving.engine.collectives import Collectives
+from serving.engine.distributed.collectives import Collectives
 from tests.distributed.ranks import RankPool, RanksFailed
 
 

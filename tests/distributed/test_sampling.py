@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from serving.engine.collectives import Collectives
 from serving.engine.cutoffs import Cutoffs
+from serving.engine.distributed.collectives import Collectives
 from serving.engine.exact import add
 from serving.engine.sampler import Sampler, SamplingRow
 from serving.engine.vocabulary import VocabSlice

@@ -13,7 +13,7 @@ from serving.engine import flash
 from serving.engine.attend import AttentionSpec
 from serving.engine.attention import BatchAttention, RaggedAttention
 from serving.engine.batch import Batch
-from serving.engine.collectives import make_collectives
+from serving.engine.distributed.collectives import make_collectives
 from serving.engine.flash import FlashAttention
 from serving.engine.kv_cache import KVCache, KVShape, reserve
 from serving.engine.mirror import Row

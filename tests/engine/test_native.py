@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from serving.engine import native_build
 from serving.engine.model import AttentionSpec
 from serving.engine.native import library, ops
 from tests.support.requires import needs_avx512
@@ -144,8 +145,8 @@ def test_the_library_multiplies_the_way_that_was_chosen() -> None:
 
 @pytest.mark.parametrize(("maker", "way"), [("GenuineIntel", "widen"), ("AuthenticAMD", "dot"), ("", "dot")])
 def test_the_way_to_multiply_follows_from_the_maker(maker: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(library.SWITCH, raising=False)
-    monkeypatch.setattr(library, "_processor", lambda field: {"vendor_id": maker}[field])
+    monkeypatch.delenv(native_build.SWITCH, raising=False)
+    monkeypatch.setattr(library, "processor", lambda field: {"vendor_id": maker}[field])
     assert library.products() == way
 
 
@@ -153,6 +154,6 @@ def test_the_other_way_to_multiply_holds_to_the_same() -> None:
     other = next(way for way in library.PRODUCTS if way != library.products())
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "not other_way"]
     done = subprocess.run(
-        command, check=False, env=os.environ | {library.SWITCH: other}, capture_output=True, text=True
+        command, check=False, env=os.environ | {native_build.SWITCH: other}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout

@@ -13,7 +13,7 @@ from serving.engine.assembly import Assembly, recompute_buffers
 from serving.engine.attend import AttentionSpec
 from serving.engine.batch import Batch
 from serving.engine.checkpoint import open_checkpoint
-from serving.engine.collectives import Alone
+from serving.engine.distributed.collectives import Alone
 from serving.engine.families import read_config
 from serving.engine.kv_cache import KVShape, reserve
 from serving.engine.native import layer as native_layer

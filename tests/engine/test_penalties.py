@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from serving.engine.collectives import make_collectives
+from serving.engine.distributed.collectives import make_collectives
 from serving.engine.penalties import Tally
 from serving.engine.sampler import Sampler, SamplingRow
 from serving.messages import Sampling

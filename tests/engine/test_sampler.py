@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from serving.engine.collectives import make_collectives
 from serving.engine.cutoffs import CANDIDATES
+from serving.engine.distributed.collectives import make_collectives
 from serving.engine.noise import gumbel
 from serving.engine.sampler import Sampler, SamplingRow
 from serving.messages import Sampling

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.models.gemma.modeling_gemma import GemmaTextScaledWordEmbedding
 
-from serving.engine.collectives import Alone
+from serving.engine.distributed.collectives import Alone
 from serving.engine.vocabulary import OutputHead, ShardedEmbedding, VocabSlice
 
 

@@ -19,7 +19,7 @@ from cluster.planning.model_shape import read_shape
 from serving.config import ModelConfig
 from serving.engine.attend import AttentionSpec
 from serving.engine.checkpoint import INDEX, SINGLE, open_checkpoint
-from serving.engine.collectives import Alone
+from serving.engine.distributed.collectives import Alone
 from serving.engine.fingerprint import fingerprint
 from serving.engine.model import load_model, unwatched
 from serving.engine.model_check import check_model

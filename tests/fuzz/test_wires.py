@@ -8,8 +8,8 @@ import zmq
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from serving.engine.broadcast import HEADER_BYTES, MAX_PLAN_BYTES, framed, length_of, plan_of
-from serving.engine.native.mesh import INVITATION, Invitation
+from serving.engine.distributed.broadcast import HEADER_BYTES, MAX_PLAN_BYTES, framed, length_of, plan_of
+from serving.engine.distributed.rendezvous import INVITATION, Invitation
 from serving.errors import ProtocolError
 from serving.link import LinkServer
 from serving.messages import Cancel, StepPlan, decode_to_engine, decode_to_gateway, encode

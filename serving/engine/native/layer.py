@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from serving.engine.attend import AttentionSpec
-from serving.engine.collectives import NativeSum
+from serving.engine.distributed.collectives import NativeSum
 from serving.engine.linear import ShardedLinear
 from serving.engine.native import checks, ops
 from serving.engine.native.packed import RMS_NORMS, empty, eps_of

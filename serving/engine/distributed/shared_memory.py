@@ -1,4 +1,4 @@
-"""The ranks' end of `all_reduce.cpp`: makes the segment that all ranks of one machine map, and sums through it."""
+"""The ranks' end of `csrc/shared_memory.cpp`: makes the segment that all ranks of one machine map, and sums in it."""
 
 import ctypes
 import errno
@@ -15,13 +15,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from serving.engine.native.library import sums
+from serving.engine.distributed.library import sums
 from serving.errors import OperatorError, PeerLost, ProtocolError
 
 SLOT_BYTES = 1 << 20
 """Summed at a time; a decode step's sums are some 10 kB, a prefill's some 100."""
 SLOTS = 4
-"""Of each rank; `kSlots` of `all_reduce.cpp`."""
+"""Of each rank; `kSlots` of `csrc/shared_memory.cpp`."""
 FLAG_BYTES = 64
 FOLDER = Path("/dev/shm")  # noqa: S108  memory, not a disk
 PREFIX = "gangway-"
@@ -31,7 +31,7 @@ FORMATS = frozenset({torch.bfloat16, torch.float32})
 
 
 class Ranks(ctypes.Structure):
-    """`SharedRanks` of `all_reduce.cpp`."""
+    """`SharedRanks` of `csrc/shared_memory.cpp`."""
 
     _fields_ = (
         ("base", c_void_p), ("rank", c_int64), ("world", c_int64), ("slot_bytes", c_int64), ("next", c_uint64),

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from serving.engine.collectives import Collectives
-from serving.engine.native import library, shared_sum
-from serving.engine.native.shared_sum import SLOT_BYTES, SLOTS, SharedSum
+from serving.engine.distributed import library, shared_memory
+from serving.engine.distributed.collectives import Collectives
+from serving.engine.distributed.shared_memory import SLOT_BYTES, SLOTS, SharedSum
 from serving.errors import OperatorError, PeerLost, ProtocolError
 from tests.distributed.ranks import RankPool
 
@@ -137,4 +137,4 @@ def test_the_segment_has_no_name_once_it_is_mapped(ranks2: RankPool, tmp_path: P
 @pytest.mark.parametrize("name", [b"", b"gangway-", b"gangway-a/../b", b"../gangway-a", b"\xff\xfe", b"passwd"])
 def test_a_name_that_rank_0_would_not_give_is_refused(name: bytes) -> None:
     with pytest.raises(ProtocolError, match="names its shared memory"):
-        shared_sum._file_name(name)
+        shared_memory._file_name(name)

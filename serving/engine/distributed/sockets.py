@@ -1,4 +1,4 @@
-"""The ranks' end of `exchange.cpp`: sums over ranks on different machines, through connections of our own.
+"""The ranks' end of `csrc/sockets.cpp`: sums over ranks on different machines, through connections of our own.
 
 A decode step waits for two sums a layer, and what it waits for is the way there and back: gloo takes ten times as long
 as the network. A closed connection is noticed at once. A rank that is stopped or cut off is noticed by the heartbeat
@@ -13,31 +13,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serving.engine.native.library import sums
-from serving.engine.native.mesh import connect_all
+from serving.engine.distributed.library import sums
+from serving.engine.distributed.rendezvous import connect_all
 from serving.errors import PeerLost, ProtocolError
 
 WHOLE_BYTES = 256 << 10
-"""A tensor up to this size is sent whole to everyone, as waiting costs more than sending; see `exchange.cpp`."""
+"""A tensor up to this size is sent whole to everyone, as waiting costs more than sending; see `csrc/sockets.cpp`."""
 
 _LATE, _BROKEN, _DIFFERS = 1, 2, 3
 """Outcomes of a sum; 0 when it is done."""
 
 
 class Header(ctypes.Structure):
-    """`Header` of `exchange.cpp`."""
+    """`Header` of `csrc/sockets.cpp`."""
 
     _fields_ = (("number", c_uint64), ("count", c_int64), ("width", c_int64))
 
 
 class Report(ctypes.Structure):
-    """`Report` of `exchange.cpp`."""
+    """`Report` of `csrc/sockets.cpp`."""
 
     _fields_ = (("rank", c_int64), ("error", c_int64), ("ours", Header), ("theirs", Header))
 
 
 class Ranks(ctypes.Structure):
-    """`SocketRanks` of `exchange.cpp`."""
+    """`SocketRanks` of `csrc/sockets.cpp`."""
 
     _fields_ = (
         ("sockets", POINTER(c_int)), ("rank", c_int64), ("world", c_int64), ("whole_bytes", c_int64),
@@ -62,7 +62,7 @@ class SocketSum:
         self.most = 0
 
     def all_reduce(self, tensor: Tensor) -> None:
-        """In place; contiguous, of one of `shared_sum.FORMATS`. After an error there can be no other sum.
+        """In place; contiguous, of one of `shared_memory.FORMATS`. After an error there can be no other sum.
 
         Raises `PeerLost` when a rank is gone or does not come, `ProtocolError` when one sums something else.
         """

@@ -4,7 +4,7 @@
 
 #include <atomic>
 
-#include "adding.h"
+#include "reduce.h"
 
 namespace {
 

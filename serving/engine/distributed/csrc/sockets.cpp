@@ -17,7 +17,7 @@
 #include <time.h>
 #include <vector>
 
-#include "adding.h"
+#include "reduce.h"
 #include "waiting.h"
 
 struct Header {
@@ -31,7 +31,7 @@ struct Report {
   Header ours, theirs;
 };
 
-// The ranks of several machines, as each of them lays it out (`socket_sum.Ranks`).
+// The ranks of several machines, as each of them lays it out (`sockets.Ranks`).
 struct SocketRanks {
   const int* sockets;  // one for each rank, the own place unused
   i64 rank, world;

@@ -1,7 +1,7 @@
 """One tensor-parallel group as the engine sees it: a rank, a world, and a sum.
 
-On one machine the sum goes through shared memory of our own (`native.shared_sum`), between machines through
-connections of our own (`native.socket_sum`), and through `torch.distributed` what these do not take: other number
+On one machine the sum goes through shared memory of our own (`shared_memory`), between machines through
+connections of our own (`sockets`), and through `torch.distributed` what these do not take: other number
 formats, tensors on GPUs, machines without a compiler. DeepSpeed's shared-memory operator is not used: it ignores
 groups, spins without giving its core away, returns some formats unreduced without a word, and hangs for good when a
 rank dies.
@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from serving.engine.native.library import sums
-from serving.engine.native.shared_sum import FORMATS, SharedSum
-from serving.engine.native.socket_sum import SocketSum
+from serving.engine.distributed.library import sums
+from serving.engine.distributed.shared_memory import FORMATS, SharedSum
+from serving.engine.distributed.sockets import SocketSum
 
 
 class NativeSum(Protocol):

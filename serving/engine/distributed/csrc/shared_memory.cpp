@@ -11,7 +11,7 @@
 #include <atomic>
 #include <vector>
 
-#include "adding.h"
+#include "reduce.h"
 #include "waiting.h"
 
 #if defined(__x86_64__)
@@ -20,7 +20,7 @@
 #define PAUSE() ((void)0)
 #endif
 
-// The ranks of one machine, as each of them lays it out (`shared_sum.Ranks`).
+// The ranks of one machine, as each of them lays it out (`shared_memory.Ranks`).
 struct SharedRanks {
   char* base;      // the mapped segment, zeroed when made
   i64 rank, world, slot_bytes;

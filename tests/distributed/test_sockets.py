@@ -12,10 +12,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from serving.engine.collectives import Collectives
-from serving.engine.native import library
-from serving.engine.native.mesh import HELLO, INTERFACE, Door, connect, own_address
-from serving.engine.native.socket_sum import WHOLE_BYTES, SocketSum
+from serving.engine.distributed import library
+from serving.engine.distributed.collectives import Collectives
+from serving.engine.distributed.rendezvous import HELLO, INTERFACE, Door, connect, own_address
+from serving.engine.distributed.sockets import WHOLE_BYTES, SocketSum
 from serving.errors import PeerLost, ProtocolError
 from tests.distributed.ranks import RankPool, RanksFailed
 
