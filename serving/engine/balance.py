@@ -3,8 +3,8 @@
 AutoTP splits 9 heads over 2 ranks as 6 and 3, and the MLP in halves, so that in every layer one rank waits for the
 other. Which columns of an MLP a rank holds makes no difference to the sum over the ranks but for its rounding.
 
-It pays where two halves of a step take turns (`native/layer.h`): a rank that is behind in the attention of one half is
-ahead in the MLP of the other. In a step that is not halved each block ends with a sum, and both ranks wait.
+It pays where two halves of a step take turns (`kernels/csrc/decoder_layer.h`): a rank behind in the attention of
+one half is ahead in the MLP of the other. In a step that is not halved each block ends with a sum, and both ranks wait.
 """
 
 import math

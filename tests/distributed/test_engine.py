@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from serving.engine.native import ops
+from serving.engine.kernels import ops
 from serving.messages import Cancel, Sampling, Submit
 from tests.distributed.ranks import RankPool
 from tests.distributed.scripted import Script, run_script

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from serving.engine import native_build
+from serving.engine.kernels import abi, library, ops
 from serving.engine.model import AttentionSpec
-from serving.engine.native import library, ops
 from tests.support.requires import needs_avx512
 
 pytestmark = needs_avx512
@@ -39,12 +39,12 @@ def test_a_product_equals_the_matrix_product(dtype: torch.dtype, rows: int, inpu
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("activation", [ops.SILU, ops.GELU_TANH])
+@pytest.mark.parametrize("activation", [abi.SILU, abi.GELU_TANH])
 def test_a_gated_product_equals_its_definition(dtype: torch.dtype, activation: int) -> None:
     torch.manual_seed(1)
     x, gate, up = torch.randn(9, 64).to(dtype), torch.randn(48, 64).to(dtype) / 8, torch.randn(48, 64).to(dtype) / 8
     g, u = x.float() @ gate.float().T, x.float() @ up.float().T
-    act = torch.nn.functional.silu(g) if activation == ops.SILU else torch.nn.functional.gelu(g, approximate="tanh")
+    act = torch.nn.functional.silu(g) if activation == abi.SILU else torch.nn.functional.gelu(g, approximate="tanh")
     close(ops.product(x, ops.pack_gated(gate, up), 96, None, activation), act * u)
 
 
@@ -75,11 +75,11 @@ def test_a_norm_scales(dtype: torch.dtype, offset: float) -> None:
 
 def paged(
     lengths: list[int], kv_heads: int, dim: int, block: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, ops.LayerCache, Tensor]:
+) -> tuple[Tensor, Tensor, abi.LayerCache, Tensor]:
     """Random sequences written to a cache whose blocks are dealt out backwards: keys, values, cache, tables."""
     total = sum(-(-n // block) for n in lengths)
     size = total * block * kv_heads * dim
-    cache = ops.LayerCache(torch.zeros(size, dtype=dtype), torch.zeros(size, dtype=dtype), block, kv_heads, dim)
+    cache = abi.LayerCache(torch.zeros(size, dtype=dtype), torch.zeros(size, dtype=dtype), block, kv_heads, dim)
     tables = torch.zeros(len(lengths), max(-(-n // block) for n in lengths), dtype=torch.int32)
     free = list(range(total))
     keys, values = (
@@ -92,7 +92,7 @@ def paged(
             tables[i, b] = free.pop()
         slots += [int(tables[i, p // block]) * block + p % block for p in range(n)]
     nowhere = torch.zeros(len(slots), dtype=torch.int32)
-    step = ops.Step(torch.tensor(slots), nowhere.long(), tables, nowhere, ops.scratch_for(0, 1))
+    step = abi.Step(torch.tensor(slots), nowhere.long(), tables, nowhere, ops.scratch_for(0, 1))
     ops.keep(cache, step, keys.flatten(1), values.flatten(1))
     return keys, values, cache, tables
 
@@ -126,8 +126,8 @@ def test_attention_over_blocks_equals_attention_written_out(
 
     def run(rows: slice) -> Tensor:
         of, at = torch.tensor(table_of[rows], dtype=torch.int32), torch.tensor(positions[rows])
-        step = ops.Step(torch.zeros_like(at), at, tables, of, ops.scratch_for(70, 1))
-        return ops.attend(cache, query[rows].flatten(1), heads, step, spec)
+        step = abi.Step(torch.zeros_like(at), at, tables, of, ops.scratch_for(70, 1))
+        return ops.attend(cache, query[rows].flatten(1), heads, step, spec.scale, spec.sliding_window, spec.softcap)
 
     whole = run(slice(None))
     close(whole, torch.cat(truth).flatten(1))

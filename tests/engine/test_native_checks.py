@@ -10,14 +10,13 @@ from torch import Tensor
 
 from serving.config import ModelConfig
 from serving.engine.assembly import Assembly, recompute_buffers
-from serving.engine.attend import AttentionSpec
 from serving.engine.batch import Batch
 from serving.engine.checkpoint import open_checkpoint
 from serving.engine.distributed.collectives import Alone
 from serving.engine.families import read_config
+from serving.engine.kernels import abi, ops
 from serving.engine.kv_cache import KVShape, reserve
 from serving.engine.native import layer as native_layer
-from serving.engine.native import ops
 from serving.engine.native.attention import NativeAttention
 from serving.engine.native.layer import FusedLayer, FusedLayers
 from serving.engine.native.swap import swap
@@ -46,21 +45,21 @@ class Cache:
     """What a layer asks of the attention: a step of two tokens, and two blocks of keys and values."""
 
     def __init__(self, kv_heads: int, dim: int) -> None:
-        self.step: ops.Step | None = step_of(2)
+        self.step: abi.Step | None = step_of(2)
         self.layer = layer_cache(kv_heads, dim)
 
-    def cache(self, layer: int) -> ops.LayerCache:
+    def cache(self, layer: int) -> abi.LayerCache:
         return self.layer
 
 
-def layer_cache(kv_heads: int, dim: int, dtype: torch.dtype = torch.float32) -> ops.LayerCache:
+def layer_cache(kv_heads: int, dim: int, dtype: torch.dtype = torch.float32) -> abi.LayerCache:
     keys, values = (torch.zeros(2 * BLOCK * kv_heads * dim, dtype=dtype) for _ in range(2))
-    return ops.LayerCache(keys, values, BLOCK, kv_heads, dim)
+    return abi.LayerCache(keys, values, BLOCK, kv_heads, dim)
 
 
-def step_of(rows: int) -> ops.Step:
+def step_of(rows: int) -> abi.Step:
     nowhere, table = torch.zeros(rows, dtype=torch.int64), torch.zeros(1, 2, dtype=torch.int32)
-    return ops.Step(nowhere, nowhere, table, nowhere.int(), ops.scratch_for(BLOCK, 1))
+    return abi.Step(nowhere, nowhere, table, nowhere.int(), ops.scratch_for(BLOCK, 1))
 
 
 def swapped(name: str, folder: Path, dtype: torch.dtype) -> ShardedModel:
@@ -224,7 +223,7 @@ class Original:
     def fused(self, heads: int = 6, kv_heads: int = 3, dim: int = 16) -> FusedLayer:
         for projection in ("q_proj", "k_proj", "v_proj", "o_proj"):
             getattr(self.layer.self_attn, projection).collectives = None
-        return FusedLayer(self.layer, heads, kv_heads, dim, ops.SILU)
+        return FusedLayer(self.layer, heads, kv_heads, dim, abi.SILU)
 
 
 @pytest.mark.parametrize(
@@ -245,7 +244,6 @@ def test_factors_that_are_no_numbers_are_refused(part: str, value: object, tmp_p
         original.fused()
 
 
-SPEC = AttentionSpec(0.25, None, None)
 X, PACKED = torch.zeros(2, 32), torch.zeros(ops.packed_shape(32, 32, torch.float32))
 CALLS: dict[str, Callable[[], object]] = {
     "an input of another width": lambda: ops.product(torch.zeros(2, 30), PACKED, 32, None),
@@ -255,7 +253,7 @@ CALLS: dict[str, Callable[[], object]] = {
     "a format that is not computed in": lambda: ops.product(X.half(), PACKED.half(), 32, None),
     "a shorter bias": lambda: ops.product(X, PACKED, 32, torch.zeros(31)),
     "a bias in another format": lambda: ops.product(X, PACKED, 32, torch.zeros(32).bfloat16()),
-    "a gate that is no whole vector": lambda: ops.product(X, PACKED, 24, None, ops.SILU),
+    "a gate that is no whole vector": lambda: ops.product(X, PACKED, 24, None, abi.SILU),
     "an odd weight": lambda: ops.pack(torch.zeros(2, 3)),
     "an empty weight": lambda: ops.pack(torch.zeros(0, 2)),
     "a norm of another width": lambda: ops.rms_norm(X, torch.ones(16), 1e-5),
@@ -264,16 +262,16 @@ CALLS: dict[str, Callable[[], object]] = {
     "an infinite eps": lambda: ops.rms_norm(X, torch.ones(32), float("inf")),
     "keys of fewer heads": lambda: ops.keep(layer_cache(3, 16), step_of(2), torch.zeros(2, 32), torch.zeros(2, 48)),
     "values of fewer tokens": lambda: ops.keep(layer_cache(3, 16), step_of(2), torch.zeros(2, 48), torch.zeros(1, 48)),
-    "queries of fewer heads": lambda: ops.attend(layer_cache(3, 16), torch.zeros(2, 80), 6, step_of(2), SPEC),
+    "queries of fewer heads": lambda: ops.attend(layer_cache(3, 16), torch.zeros(2, 80), 6, step_of(2), 0.25),
     "heads that are not dealt out evenly": lambda: ops.attend(
-        layer_cache(3, 16), torch.zeros(2, 80), 5, step_of(2), SPEC
+        layer_cache(3, 16), torch.zeros(2, 80), 5, step_of(2), 0.25
     ),
-    "narrow heads": lambda: ops.attend(layer_cache(3, 8), torch.zeros(2, 48), 6, step_of(2), SPEC),
+    "narrow heads": lambda: ops.attend(layer_cache(3, 8), torch.zeros(2, 48), 6, step_of(2), 0.25),
     "a window before the beginning": lambda: ops.attend(
-        layer_cache(3, 16), torch.zeros(2, 96), 6, step_of(2), AttentionSpec(0.25, -1, None)
+        layer_cache(3, 16), torch.zeros(2, 96), 6, step_of(2), 0.25, window=-1
     ),
     "half a block": lambda: layer_cache(3, 16)._replace(keys=torch.zeros(100)).check(),
-    "slots of fewer tokens": lambda: ops.Step(
+    "slots of fewer tokens": lambda: abi.Step(
         torch.zeros(1, dtype=torch.int64),
         torch.zeros(2, dtype=torch.int64),
         torch.zeros(1, 1, dtype=torch.int32),

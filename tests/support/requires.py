@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from serving.engine.native import ops
+from serving.engine.kernels import ops
 from tests.support.skips import NEEDS_AVX512, NEEDS_CUDA
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason=NEEDS_CUDA)

@@ -5,8 +5,8 @@ from torch import Tensor
 
 from serving.engine.attend import AttentionSpec
 from serving.engine.batch import Batch
+from serving.engine.kernels import abi, ops
 from serving.engine.kv_cache import KVShape
-from serving.engine.native import ops
 
 
 def supports(shape: KVShape, block_size: int, device: torch.device) -> bool:
@@ -15,8 +15,8 @@ def supports(shape: KVShape, block_size: int, device: torch.device) -> bool:
         ops.available()
         and device.type == "cpu"
         and shape.dtype in (torch.bfloat16, torch.float32)
-        and shape.head_dim % ops.LANES == 0
-        and block_size % ops.LANES == 0
+        and shape.head_dim % abi.LANES == 0
+        and block_size % abi.LANES == 0
     )
 
 
@@ -28,19 +28,19 @@ class NativeAttention:
         self._shape = shape
         self._threads = threads
         self._layers = [
-            ops.LayerCache(keys, values, block_size, shape.kv_heads, shape.head_dim) for keys, values in room
+            abi.LayerCache(keys, values, block_size, shape.kv_heads, shape.head_dim) for keys, values in room
         ]
         self._scores = ops.scratch_for(0, threads)
-        self.step: ops.Step | None = None
+        self.step: abi.Step | None = None
         """Of the batch that `begin` named."""
 
     def begin(self, batch: Batch) -> None:
         """Every call until the next `begin` belongs to this batch."""
         if batch.longest > self._scores.shape[-1]:
             self._scores = ops.scratch_for(2 * batch.longest, self._threads)
-        self.step = ops.Step(batch.slots, batch.positions, batch.tables, batch.table_of, self._scores, batch.wanted)
+        self.step = abi.Step(batch.slots, batch.positions, batch.tables, batch.table_of, self._scores, batch.wanted)
 
-    def cache(self, layer: int) -> ops.LayerCache:
+    def cache(self, layer: int) -> abi.LayerCache:
         """Keys and values of one layer."""
         return self._layers[layer]
 
@@ -50,5 +50,5 @@ class NativeAttention:
         heads = query.shape[1]
         cache = self._layers[layer]
         ops.keep(cache, self.step, key.flatten(1), value.flatten(1))
-        mixed = ops.attend(cache, query.flatten(1), heads, self.step, spec)
+        mixed = ops.attend(cache, query.flatten(1), heads, self.step, spec.scale, spec.sliding_window, spec.softcap)
         return mixed.view(-1, heads, self._shape.head_dim)

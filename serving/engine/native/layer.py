@@ -6,7 +6,7 @@ values from plain products, perhaps normed, rotated by halves; a gated MLP witho
 
 import ctypes
 from collections.abc import Sequence
-from ctypes import Structure, addressof, byref, c_float, c_int, c_int64, c_void_p
+from ctypes import addressof, byref, c_int, c_int64, c_void_p
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from serving.engine.attend import AttentionSpec
 from serving.engine.distributed.collectives import NativeSum
+from serving.engine.kernels import abi, checks, ops
+from serving.engine.kernels.abi import Group, Rotation, Weights
+from serving.engine.kernels.library import bind
 from serving.engine.linear import ShardedLinear
-from serving.engine.native import checks, ops
 from serving.engine.native.packed import RMS_NORMS, empty, eps_of
 
-ACTIVATIONS = {"silu": ops.SILU, "swish": ops.SILU, "gelu_pytorch_tanh": ops.GELU_TANH}
+ACTIVATIONS = {"silu": abi.SILU, "swish": abi.SILU, "gelu_pytorch_tanh": abi.GELU_TANH}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,45 +47,17 @@ KINDS = {
     "Gemma3DecoderLayer": _GEMMA,
 }
 
-_P, _L, _F = c_void_p, c_int64, c_float
-_compute = ops.bind("gw_layers", c_int, _P, _L, _P, _P, _P, _P, _P)
+_compute = bind("gw_layers", c_int, c_void_p, c_int64, *[c_void_p] * 5)
 if _compute is not None:
     _compute.restype = c_int64
-
-
-class Weights(Structure):
-    """`Layer` of `layer.h`."""
-
-    _fields_ = (
-        *((name, _P) for name in (
-            "input_norm", "qkv", "qkv_bias", "query_norm", "key_norm", "out", "out_bias", "attention_norm",
-            "mlp_norm", "gate_up", "down", "down_bias", "output_norm", "keys", "values",
-        )),
-        *((name, _L) for name in (
-            "hidden", "heads", "kv_heads", "dim", "inner", "block_size", "window", "activation", "rotation",
-        )),
-        *((name, _F) for name in ("eps", "norm_offset", "residual", "scale", "softcap")),
-    )  # fmt: skip
-
-
-class Group(Structure):
-    """`Group` of `layer.h`."""
-
-    _fields_ = (("add", _P), ("begin", _P), ("end", _P), ("ranks", _P), ("most", _L))
-
-
-class Rotation(Structure):
-    """`Rotation` of `layer.h`."""
-
-    _fields_ = (("cos", _P), ("sin", _P), ("size", _L))
 
 
 class Attention(Protocol):
     """What a layer needs of `NativeAttention`."""
 
-    step: ops.Step | None
+    step: abi.Step | None
 
-    def cache(self, layer: int) -> ops.LayerCache: ...
+    def cache(self, layer: int) -> abi.LayerCache: ...
 
 
 class Room:
@@ -123,7 +97,7 @@ class FusedLayer(nn.Module):
         self.output_norm = getattr(original, kind.output_norm).weight if kind.output_norm else None
         spec = _spec(attention)
         _check_projections(attention, mlp, heads, kv_heads, dim)
-        checks.require_spec(spec)
+        checks.require_scoring(spec.scale, spec.sliding_window, spec.softcap)
         self.layer_idx: int = attention.layer_idx
         self.hidden, self.dim = hidden, dim
         self.attend: Attention
@@ -242,8 +216,8 @@ def fusable(layer: Any, hidden_act: str) -> bool:
         all(isinstance(p, ShardedLinear) and ops.packable(p.weight) for p in products)
         and mlp.gate_proj.bias is None
         and mlp.up_proj.bias is None
-        and len(mlp.gate_proj.weight) % ops.LANES == 0
-        and len(attention.o_proj.weight) % ops.LANES == 0
+        and len(mlp.gate_proj.weight) % abi.LANES == 0
+        and len(attention.o_proj.weight) % abi.LANES == 0
         and (attention.o_proj.collectives is None or attention.o_proj.collectives.own is not None)
     )
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from serving.engine.distributed.collectives import Collectives
-from serving.engine.native import ops
+from serving.engine.kernels import ops
 from serving.engine.vocabulary import OutputHead, ShardedEmbedding
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from serving.engine.kernels import abi, ops
 from serving.engine.linear import ShardedLinear
-from serving.engine.native import ops
 from serving.engine.native.layer import ACTIVATIONS, KINDS, FusedLayer, FusedLayers, HalfRotary, fusable
 from serving.engine.native.packed import RMS_NORMS, NativeRMSNorm, PackedEmbedding, PackedHead, PackedLinear, eps_of
 from serving.engine.sharded_model import ShardedModel
@@ -72,7 +72,7 @@ class Swap:
             self._prepare(f"{path}.packed", ops.pack, f"{path}.weight")
             return PackedLinear(module.weight, module.bias, module.collectives, self._threads)
         offset = RMS_NORMS.get(type(module).__name__)
-        if offset is None or module.weight.numel() % ops.LANES:
+        if offset is None or module.weight.numel() % abi.LANES:
             return None
         return NativeRMSNorm(module.weight, eps_of(module), offset)
 

@@ -4,7 +4,7 @@
 // packed once into panels of 32 output rows; every output element is summed over k in one order that depends on nothing
 // else, so a row's result is bit for bit the same in any batch.
 
-#include "layer.h"
+#include "decoder_layer.h"
 
 namespace {
 

@@ -11,8 +11,6 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from serving.engine.attend import AttentionSpec
-
 LANES = 16
 """Widths and block sizes must be multiples of it."""
 FORMATS = frozenset({torch.bfloat16, torch.float32})
@@ -55,10 +53,9 @@ def require_heads(heads: int, kv_heads: int) -> None:
         raise ValueError(f"{heads} attention heads for {kv_heads} KV heads")
 
 
-def require_spec(spec: AttentionSpec) -> None:
+def require_scoring(scale: float, window: int | None, softcap: float | None) -> None:
     """Finite factors, and a window that is none or at least one token."""
-    require_finite(scale=spec.scale, softcap=spec.softcap or 0.0)
-    window = spec.sliding_window
+    require_finite(scale=scale, softcap=softcap or 0.0)
     if window is not None and (type(window) is not int or not 1 <= window <= MAX_WINDOW):
         raise ValueError(f"the window is {window}")
 

@@ -5,12 +5,14 @@
 #pragma once
 
 #include "attention.h"
+#include "gemm.h"
+#include "kv_cache.h"
 #include "norm.h"
-#include "product.h"
+#include "rope.h"
 
 namespace {
 
-// One rank's share of a layer. Python lays it out (`layer.Weights`). Pointers are to T; those marked may be null.
+// One rank's share of a layer. Python lays it out (`abi.Weights`). Pointers are to T; those marked may be null.
 struct Layer {
   const void *input_norm, *qkv, *qkv_bias /* null */, *query_norm /* null */, *key_norm /* null */;
   const void *out, *out_bias /* null */, *attention_norm /* null */;

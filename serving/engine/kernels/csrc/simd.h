@@ -40,7 +40,7 @@ template <class T> inline __m512 rounded(__m512 v) {
 }
 
 // What inputs are multiplied as. A bfloat16 dot product does the work of two multiplications of 16 floats, and where it
-// takes longer than they do (`library.flags`), weights are widened as they are loaded, inputs before.
+// takes longer than they do (`library.products`), weights are widened as they are loaded, inputs before.
 #ifdef GANGWAY_WIDEN
 template <class T> using Factor = float;
 #else

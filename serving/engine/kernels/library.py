@@ -5,12 +5,13 @@ import functools
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 from serving.engine.native_build import SWITCH, load, processor, processor_flags
 
 logger = logging.getLogger(__name__)
 
-SOURCES = Path(__file__).parent
+SOURCES = Path(__file__).with_name("csrc")
 NEEDED = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512_bf16"})
 PRODUCTS = {"dot": (), "widen": ("-DGANGWAY_WIDEN",)}
 """Ways to multiply bfloat16, and what the compiler is told: by its dot products, or widened to float32."""
@@ -24,6 +25,16 @@ def kernels() -> ctypes.CDLL | None:
         logger.info("the processor lacks %s: torch's own operators are used", ", ".join(sorted(missing)))
         return None
     return load(SOURCES / "kernels.cpp", flags=PRODUCTS[products()])
+
+
+def bind(name: str, *types: Any) -> Any:
+    """The C function, its argument types declared; None where there is no library."""
+    found = kernels()
+    if found is None:
+        return None
+    function = getattr(found, name)
+    function.argtypes, function.restype = types, None
+    return function
 
 
 def products() -> str:

@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "vector.h"
+#include "simd.h"
 
 namespace {
 

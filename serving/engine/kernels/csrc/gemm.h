@@ -4,7 +4,7 @@
 
 #include <vector>
 
-#include "vector.h"
+#include "simd.h"
 
 namespace {
 

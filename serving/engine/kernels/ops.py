@@ -4,39 +4,19 @@ Shapes and types are checked (`ValueError`) before any pointer is handed on. Wha
 is the scheduler's to get right.
 """
 
-from ctypes import Structure, byref, c_float, c_int, c_int64, c_void_p
-from typing import Any, NamedTuple
+from ctypes import byref, c_float, c_int, c_int64, c_void_p
 
 import torch
 from torch import Tensor
 
-from serving.engine.attend import AttentionSpec
-from serving.engine.native import checks
-from serving.engine.native.library import kernels
-
-LANES = checks.LANES
-PANEL = 32
-"""Output rows of a packed panel."""
-QUERIES = 6
-"""Queries that the attention computes together."""
-
-NONE, SILU, GELU_TANH = 0, 1, 2
-"""Activations of a gated product."""
+from serving.engine.kernels import checks
+from serving.engine.kernels.abi import LANES, NONE, PANEL, QUERIES, LayerCache, Step
+from serving.engine.kernels.library import bind, kernels
 
 
 def available() -> bool:
     """Whether this processor can run the kernels."""
     return kernels() is not None
-
-
-def bind(name: str, *types: Any) -> Any:
-    """The C function, its argument types declared; None where there is no library."""
-    found = kernels()
-    if found is None:
-        return None
-    function = getattr(found, name)
-    function.argtypes, function.restype = types, None
-    return function
 
 
 _P, _I, _L, _F = c_void_p, c_int, c_int64, c_float
@@ -124,75 +104,6 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tens
     return y
 
 
-class LayerCache(NamedTuple):
-    """One layer's keys and values in the kernels' own order of elements."""
-
-    keys: Tensor
-    """blocks * block_size * heads * dim elements, flat."""
-    values: Tensor
-    block_size: int
-    """A multiple of 16."""
-    heads: int
-    """KV heads of this rank."""
-    dim: int
-    """A multiple of 16."""
-
-    def check(self) -> None:
-        """Raises `ValueError` unless these are whole blocks of that many heads."""
-        checks.require_format(self.keys.dtype)
-        checks.require_lanes(block_size=self.block_size, dim=self.dim)
-        checks.require_heads(self.heads, self.heads)
-        whole = self.keys.numel() - self.keys.numel() % (self.block_size * self.heads * self.dim)
-        for name, tensor in (("keys", self.keys), ("values", self.values)):
-            checks.require_whole(name, tensor, (whole,), self.keys.dtype)
-
-
-class Step(Structure):
-    """Where the tokens of a batch belong, and room to score in: `Step` of `attention.h`."""
-
-    _fields_ = (
-        ("rows", _L), ("slots", _P), ("positions", _P), ("tables", _P), ("table_stride", _L), ("table_of", _P),
-        ("scores", _P), ("scores_stride", _L), ("threads", _L), ("wanted", _P), ("wanted_rows", _L),
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        slots: Tensor,
-        positions: Tensor,
-        tables: Tensor,
-        table_of: Tensor,
-        scores: Tensor,
-        wanted: Tensor | None = None,
-    ) -> None:
-        """Of T tokens.
-
-        Args:
-            slots: int64 [T], where each token's key and value are kept.
-            positions: int64 [T], of each token in its sequence.
-            tables: int32 [sequences, blocks].
-            table_of: int32 [T], which table each token uses.
-            scores: `scratch_for` the longest sequence; its first dimension is the number of threads.
-            wanted: int64 [W], ascending, the tokens whose result of the last layer is looked at; None: all.
-        """
-        rows = len(slots)
-        for name, tensor, dtype in (
-            ("slots", slots, torch.int64),
-            ("positions", positions, torch.int64),
-            ("table_of", table_of, torch.int32),
-        ):
-            checks.require_whole(name, tensor, (rows,), dtype)
-        checks.require_rows("tables", tables, len(tables), 0, torch.int32)
-        checks.require_whole("scores", scores, (len(scores), QUERIES, scores.shape[-1]), torch.float32)
-        if wanted is not None:
-            checks.require_whole("wanted", wanted, (len(wanted),), torch.int64)
-        super().__init__(
-            len(slots), slots.data_ptr(), positions.data_ptr(), tables.data_ptr(), tables.stride(0),
-            table_of.data_ptr(), scores.data_ptr(), scores.shape[-1], scores.shape[0],
-            None if wanted is None else wanted.data_ptr(), -1 if wanted is None else len(wanted),
-        )  # fmt: skip
-        self.tensors = slots, positions, tables, table_of, scores, wanted  # the structure only points at them
-
-
 def keep(cache: LayerCache, step: Step, key: Tensor, value: Tensor) -> None:
     """Write [T, heads * dim] keys and values (rows may be apart) to their slots."""
     cache.check()
@@ -204,7 +115,15 @@ def keep(cache: LayerCache, step: Step, key: Tensor, value: Tensor) -> None:
     )  # fmt: skip
 
 
-def attend(cache: LayerCache, query: Tensor, heads: int, step: Step, spec: AttentionSpec) -> Tensor:
+def attend(
+    cache: LayerCache,
+    query: Tensor,
+    heads: int,
+    step: Step,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
     """Every token's causal attention over its sequence's blocks.
 
     Args:
@@ -212,7 +131,9 @@ def attend(cache: LayerCache, query: Tensor, heads: int, step: Step, spec: Atten
         query: [T, >= heads * dim], rows may be apart.
         heads: query heads of this rank.
         step: of the tokens.
-        spec: scale, window and soft cap.
+        scale: factor of the products of queries and keys.
+        window: a token sees itself and the `window - 1` before it; None: all before it.
+        softcap: bound of the scores, after scaling; None: they have none.
 
     Returns:
         [T, heads * dim].
@@ -220,11 +141,11 @@ def attend(cache: LayerCache, query: Tensor, heads: int, step: Step, spec: Atten
     cache.check()
     checks.require_heads(heads, cache.heads)
     checks.require_rows("query", query, step.rows, heads * cache.dim, cache.keys.dtype)
-    checks.require_spec(spec)
+    checks.require_scoring(scale, window, softcap)
     out = torch.empty(step.rows, heads * cache.dim, dtype=query.dtype)
     _attend(
         is_bf16(query), cache.keys.data_ptr(), cache.values.data_ptr(), cache.block_size, cache.heads, cache.dim,
-        byref(step), spec.scale, spec.softcap or 0.0, spec.sliding_window or 0, query.data_ptr(), query.stride(0),
+        byref(step), scale, softcap or 0.0, window or 0, query.data_ptr(), query.stride(0),
         heads, out.data_ptr(),
     )  # fmt: skip
     return out
