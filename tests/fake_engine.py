@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from serving.engine.blocks import BlockManager, BlockTable, salt_root
+from serving.engine.scheduling.block_manager import BlockManager, BlockTable, salt_root
 from serving.link import LinkServer
 from serving.messages import (
     Beat,

@@ -1,4 +1,4 @@
-"""One rank's keys and values, in blocks. Which block belongs to whom is decided elsewhere (`blocks`)."""
+"""One rank's keys and values, in blocks. Which block belongs to whom is decided in `scheduling.block_manager`."""
 
 from dataclasses import dataclass
 

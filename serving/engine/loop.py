@@ -12,7 +12,7 @@ import time
 from serving.engine.distributed.broadcast import LONGEST_SILENCE_S, Broadcast
 from serving.engine.outbox import Outbox
 from serving.engine.runner import Runner
-from serving.engine.scheduler import Scheduler
+from serving.engine.scheduling.scheduler import Scheduler
 from serving.link import LinkServer
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
 
 from serving.engine.distributed.broadcast import LONGEST_SILENCE_S
-from serving.engine.scheduler import Scheduler
+from serving.engine.scheduling.scheduler import Scheduler
 from serving.link import LinkServer
 from serving.messages import (
     Beat,

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from serving.engine.blocks import BlockManager
+from serving.engine.scheduling.block_manager import BlockManager
 from tests.api.conftest import serving
 from tests.fake_engine import FakeGroup
 from tests.gateway.conftest import make_config

@@ -14,7 +14,7 @@ import torch
 from serving.config import Config
 from serving.engine.distributed.collectives import Collectives
 from serving.engine.engine import build_engine
-from serving.engine.scheduler import Scheduler
+from serving.engine.scheduling.scheduler import Scheduler
 from serving.messages import Sampling, Submit
 from tests.distributed.ranks import RankPool
 

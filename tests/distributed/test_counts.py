@@ -14,7 +14,7 @@ from serving.config import load_config
 from serving.engine.distributed.broadcast import GroupBroadcast
 from serving.engine.distributed.collectives import Collectives
 from serving.engine.engine import build_engine
-from serving.engine.scheduler import Scheduler
+from serving.engine.scheduling.scheduler import Scheduler
 from serving.messages import Sampling, Submit
 from tests.distributed.ranks import RankPool
 from tests.engine.tiny_models import VOCAB, save_model

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from serving.engine.mirror import Mirror, MirroredSequence, Row
 from serving.errors import ProtocolError
 from serving.messages import Chunk, NewSequence, Sampling, StepPlan
-from tests.engine.traces import Engine, config, submit
+from tests.engine.scheduling.traces import Engine, config, submit
 
 PLAIN = Sampling(seed=0, max_tokens=9)
 

@@ -2,7 +2,7 @@
 
 from serving.config import EngineConfig
 from serving.engine.outbox import Outbox
-from serving.engine.scheduler import Scheduler
+from serving.engine.scheduling.scheduler import Scheduler
 from serving.messages import Beat, Dropped, Pulse, Sampling, Submit, ToGateway
 
 GATEWAY, OTHER = b"gateway", b"other"

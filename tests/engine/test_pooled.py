@@ -6,7 +6,7 @@ import pytest
 
 from serving.config import EngineConfig
 from serving.engine.mirror import Mirror
-from serving.engine.scheduler import Scheduler
+from serving.engine.scheduling.scheduler import Scheduler
 from serving.errors import ProtocolError
 from serving.messages import Delta, Pooling, Sampling, Submit, decode_plan, encode, floats
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.engine.blocks import BlockManager, BlockTable, chain_hash, salt_root
+from serving.engine.scheduling.block_manager import BlockManager, BlockTable, chain_hash, salt_root
 
 TOKENS = list(range(100, 120))
 

@@ -11,9 +11,11 @@ from operator import attrgetter
 from typing import TypedDict
 
 from serving.config import EngineConfig
-from serving.engine.blocks import BlockManager
-from serving.engine.draft import Draft
-from serving.engine.request import Limits, Request, State, WaitingQueue
+from serving.engine.scheduling.admission import Limits
+from serving.engine.scheduling.block_manager import BlockManager
+from serving.engine.scheduling.plan_builder import Draft
+from serving.engine.scheduling.request import Request, State
+from serving.engine.scheduling.waiting_queue import WaitingQueue
 from serving.errors import ProtocolError
 from serving.messages import Chunk, Delta, RequestId, StepPlan, Submit, TokenId, TokenLogprobs
 

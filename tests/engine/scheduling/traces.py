@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from serving.config import EngineConfig
 from serving.engine.mirror import Mirror, Row
-from serving.engine.request import Request
-from serving.engine.scheduler import Scheduler
+from serving.engine.scheduling.request import Request
+from serving.engine.scheduling.scheduler import Scheduler
 from serving.messages import Delta, Sampling, StepPlan, Submit, TokenId, decode_plan, encode
 
 VOCAB = 12

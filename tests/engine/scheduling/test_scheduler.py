@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.engine.blocks import BlockTable
-from serving.engine.request import TRANSITIONS, Request, State, WaitingQueue
+from serving.engine.scheduling.block_manager import BlockTable
+from serving.engine.scheduling.request import TRANSITIONS, Request, State
+from serving.engine.scheduling.waiting_queue import WaitingQueue
 from serving.errors import ProtocolError
 from serving.messages import Chunk, Delta, EngineStats, Sampling, StepPlan, Submit, TokenLogprobs
-from tests.engine.traces import MAX_MODEL_LEN, VOCAB, Engine, answer, config, draw, submit
+from tests.engine.scheduling.traces import MAX_MODEL_LEN, VOCAB, Engine, answer, config, draw, submit
 
 
 def engine(num_blocks: int = 40, **changes: object) -> Engine:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from serving.engine.request import Request
+from serving.engine.scheduling.request import Request
 from serving.messages import NewSequence
 
 

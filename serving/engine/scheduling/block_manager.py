@@ -1,9 +1,9 @@
 """Which sequence owns which KV block, and which blocks hold a prefix that another sequence can reuse.
 
-Numbers only: the tensors live in `kv_cache`, on every rank, under the same block ids. Only full blocks are shared, and
-only once all their tokens are computed, so a shared block is never written again. A block that nobody references keeps
-its content until it is reused, the least recently used first. Sequences of different cache salts never share a block:
-the salt is the root of the chain by which blocks are found.
+Numbers only: the tensors are in `attention.kv_cache`, on every rank, under the same block ids. Only full blocks are
+shared, and only once all their tokens are computed, so a shared block is never written again. A block that nobody
+references keeps its content until it is reused, the least recently used first. Sequences of different cache salts never
+share a block: the salt is the root of the chain by which blocks are found.
 """
 
 import hashlib
