@@ -27,7 +27,7 @@ from serving.engine.native.attention import NativeAttention
 from serving.engine.native.swap import swap
 from serving.engine.outbox import Outbox
 from serving.engine.runner import Runner
-from serving.engine.sampler import Sampler
+from serving.engine.sampling.sampler import Sampler
 from serving.engine.scheduling.scheduler import Scheduler
 from serving.engine.watchdog import Watchdog
 from serving.engine.weights import Plan

@@ -11,7 +11,7 @@ from serving.engine.batch import build_batch
 from serving.engine.mirror import Mirror
 from serving.engine.model import ShardedModel
 from serving.engine.pooling import Pools
-from serving.engine.sampler import Sampled, Sampler, SamplingRow
+from serving.engine.sampling.sampler import Sampled, Sampler, SamplingRow
 from serving.messages import StepPlan
 
 

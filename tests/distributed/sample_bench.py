@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from serving.engine.distributed.collectives import Collectives
-from serving.engine.sampler import Sampler, SamplingRow
+from serving.engine.sampling.sampler import Sampler, SamplingRow
 from serving.engine.vocabulary import VocabSlice
 from serving.messages import Sampling
 from tests.distributed.ranks import RankPool

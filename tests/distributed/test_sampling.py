@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from serving.engine.cutoffs import Cutoffs
 from serving.engine.distributed.collectives import Collectives
-from serving.engine.exact import add
-from serving.engine.sampler import Sampler, SamplingRow
+from serving.engine.sampling.cutoffs import Cutoffs
+from serving.engine.sampling.exact import add
+from serving.engine.sampling.sampler import Sampler, SamplingRow
 from serving.engine.vocabulary import VocabSlice
 from serving.messages import Sampling, Submit
 from tests.distributed.ranks import RankPool

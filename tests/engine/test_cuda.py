@@ -17,7 +17,7 @@ from serving.engine.distributed.collectives import make_collectives
 from serving.engine.flash import FlashAttention
 from serving.engine.kv_cache import KVCache, KVShape, reserve
 from serving.engine.mirror import Row
-from serving.engine.sampler import Sampler, SamplingRow
+from serving.engine.sampling.sampler import Sampler, SamplingRow
 from serving.messages import Sampling
 from tests.support.requires import needs_cuda
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from serving.engine.blockwise import blockwise
+from serving.engine.sampling.blockwise import blockwise
 
 
 def _signed(constant: int) -> int:

@@ -13,9 +13,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from serving.engine.blockwise import blockwise
 from serving.engine.distributed.collectives import Collectives
-from serving.engine.exact import add, gather
+from serving.engine.sampling.blockwise import blockwise
+from serving.engine.sampling.exact import add, gather
 from serving.messages import Sampling
 
 CANDIDATES = 256

@@ -8,10 +8,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from serving.engine.distributed.collectives import make_collectives
-from serving.engine.penalties import Tally
-from serving.engine.sampler import Sampler, SamplingRow
+from serving.engine.sampling.logits import Tally
+from serving.engine.sampling.sampler import Sampler, SamplingRow
 from serving.messages import Sampling
-from tests.engine.test_sampler import EOS, VOCAB, by_definition
+from tests.engine.sampling.test_sampler import EOS, VOCAB, by_definition
 
 EVERYTHING: dict[str, Any] = {
     "temperature": 0.0,

@@ -2,7 +2,7 @@
 
 import torch
 
-from serving.engine.noise import gumbel, uniform
+from serving.engine.sampling.gumbel import gumbel, uniform
 
 CPU = torch.device("cpu")
 

@@ -4,7 +4,7 @@ Every decision is taken on every rank from the same gathered numbers, so all ran
 broadcast. What is gathered is small, whatever was asked for: one (value, id) pair a row for greedy and plain sampling,
 what `cutoffs` needs, a maximum, a sum and the likeliest for log-probabilities. On a GPU all of it stays there but the
 drawn ids (and log-probabilities). Order: logit bias, penalties, `min_tokens`, temperature, min-p, top-k, top-p, then
-Gumbel-max (see `noise`).
+Gumbel-max (see `gumbel`).
 """
 
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from serving.engine.cutoffs import Cutoffs, column
 from serving.engine.distributed.collectives import Collectives
-from serving.engine.exact import gather
-from serving.engine.noise import gumbel
-from serving.engine.penalties import History, adjust, adjusts
+from serving.engine.sampling.cutoffs import Cutoffs, column
+from serving.engine.sampling.exact import gather
+from serving.engine.sampling.gumbel import gumbel
+from serving.engine.sampling.logits import History, adjust, adjusts
 from serving.messages import Sampling, TokenLogprobs
 
 COLDEST = 1e-8

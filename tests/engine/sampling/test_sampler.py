@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from serving.engine.cutoffs import CANDIDATES
 from serving.engine.distributed.collectives import make_collectives
-from serving.engine.noise import gumbel
-from serving.engine.sampler import Sampler, SamplingRow
+from serving.engine.sampling.cutoffs import CANDIDATES
+from serving.engine.sampling.gumbel import gumbel
+from serving.engine.sampling.sampler import Sampler, SamplingRow
 from serving.messages import Sampling
 
 VOCAB = 1500
