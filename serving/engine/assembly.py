@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from serving.engine.attend import FalconAttention
+from serving.engine.attention.hugging_face import FalconAttention
 from serving.engine.checkpoint import Checkpoint
 from serving.engine.distributed.collectives import Collectives
 from serving.engine.families import head_dim

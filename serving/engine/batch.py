@@ -12,34 +12,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from serving.engine.attention.base import AttentionMetadata
 from serving.engine.mirror import Mirror, Row
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """T tokens of R rows; the first `decodes` rows are one token each."""
+    """T tokens of R rows."""
 
     input_ids: Tensor
     """int64 [T]."""
-    positions: Tensor
-    """int64 [T], position of each token in its own sequence."""
-    slots: Tensor
-    """int64 [T], block * block_size + offset: where the token's key and value are kept."""
-    tables: Tensor
-    """int32 [R, widest], the block table of each row, cut to what the row attends to and filled up with block 0."""
-    table_of: Tensor
-    """int32 [T], the row of each token."""
-    decodes: int
-    longest: int
-    """Tokens that the longest row attends to, the new ones included."""
-    longest_decode: int
-    """The same of the decode rows; 0 when there are none."""
-    chunks: Sequence[Row]
-    """The rows behind the decodes, in order."""
+    attention: AttentionMetadata
     sampled: Tensor
     """int64 [S], indices into T of the tokens whose successor is drawn."""
-    wanted: Tensor | None = None
-    """int64 [W], indices into T, ascending, of the tokens whose last hidden state is looked at; None: of all."""
 
 
 def build_batch(mirror: Mirror, rows: Sequence[Row], block_size: int, device: torch.device) -> Batch:
@@ -62,16 +47,18 @@ def build_batch(mirror: Mirror, rows: Sequence[Row], block_size: int, device: to
     sampled = move(ends[[row.samples for row in rows]] - 1)
     return Batch(
         input_ids=move(np.array(ids, dtype=np.int64)),
-        positions=move(positions),
-        slots=move(slots),
-        tables=move(tables),
-        table_of=move(table_of),
-        decodes=decodes,
-        longest=max(row.start + row.count for row in rows),
-        longest_decode=max((row.start + 1 for row in rows[:decodes]), default=0),
-        chunks=rows[decodes:],
+        attention=AttentionMetadata(
+            positions=move(positions),
+            slots=move(slots),
+            tables=move(tables),
+            table_of=move(table_of),
+            decodes=decodes,
+            longest=max(row.start + row.count for row in rows),
+            longest_decode=max((row.start + 1 for row in rows[:decodes]), default=0),
+            chunks=rows[decodes:],
+            wanted=None if len(sampled) == len(ids) or any(row.pooled for row in rows) else sampled,
+        ),
         sampled=sampled,
-        wanted=None if len(sampled) == len(ids) or any(row.pooled for row in rows) else sampled,
     )
 
 

@@ -9,26 +9,22 @@ from collections.abc import Callable, Iterator
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from serving.config import Config
-from serving.engine import flash
-from serving.engine.attention import BatchAttention, RaggedAttention
+from serving.engine.attention.kv_cache import reserve
+from serving.engine.attention.select import make_attention, uses_cpu_kernels
 from serving.engine.distributed.broadcast import Broadcast, GroupBroadcast, Loopback
 from serving.engine.distributed.collectives import Collectives, make_collectives
 from serving.engine.distributed.heartbeat import Heartbeat
-from serving.engine.flash import FlashAttention
 from serving.engine.host_memory import populate, returned_at_once
-from serving.engine.kv_cache import KVCache, KVShape, reserve
 from serving.engine.loop import follow, lead
-from serving.engine.model import ShardedModel, init_deepspeed, load_model, unwatched
-from serving.engine.native import attention as native
-from serving.engine.native.attention import NativeAttention
+from serving.engine.model import init_deepspeed, load_model, unwatched
 from serving.engine.native.swap import swap
 from serving.engine.outbox import Outbox
 from serving.engine.runner import Runner
 from serving.engine.sampling.sampler import Sampler
 from serving.engine.scheduling.scheduler import Scheduler
+from serving.engine.sharded_model import ShardedModel
 from serving.engine.watchdog import Watchdog
 from serving.engine.weights import Plan
 from serving.errors import ModelError
@@ -60,8 +56,14 @@ class Engine:
         self._model = model
         self._generation = generation
         self._num_blocks = _agreed_blocks(config, model, collectives)
-        self._room = reserve(_kv_shape(model), self._num_blocks * config.engine.block_size, model.device)
-        self.attention = _attention(config, model, self._room)
+        self._room = reserve(model.kv_shape, self._num_blocks * config.engine.block_size, model.device)
+        self.attention = make_attention(
+            config.engine,
+            model.kv_shape,
+            self._room,
+            config.parallel.cpus_per_rank,
+            softcap=getattr(model.base.config, "attn_logit_softcapping", None),
+        )
         sampler = Sampler(collectives, model.vocab_start, model.vocab_end, model.eos_token_ids, model.device)
         self.runner = Runner(model, self.attention, sampler, config.engine.block_size)
         fault = config.fault
@@ -149,7 +151,7 @@ def build_engine(
     """As `load_engine`, on collectives that stand."""
 
     def prepare(model: ShardedModel, plan: Plan) -> None:
-        if _goes_native(config, model, device):
+        if uses_cpu_kernels(config.engine, model.kv_shape, device):
             swap(model, plan, config.parallel.cpus_per_rank)
 
     with returned_at_once():
@@ -159,26 +161,9 @@ def build_engine(
         return Engine(config, model, collectives, generation, on_loss)
 
 
-def _goes_native(config: Config, model: ShardedModel, device: torch.device) -> bool:
-    return config.engine.native_kernels and native.supports(_kv_shape(model), config.engine.block_size, device)
-
-
-def _attention(config: Config, model: ShardedModel, room: Tensor) -> BatchAttention:
-    shape, block_size = _kv_shape(model), config.engine.block_size
-    if _goes_native(config, model, model.device):
-        return NativeAttention(shape, room, block_size, config.parallel.cpus_per_rank)
-    cache = KVCache(shape, room, block_size)
-    softcap = getattr(model.base.config, "attn_logit_softcapping", None)
-    return FlashAttention(cache) if flash.supports(shape, block_size, model.device, softcap) else RaggedAttention(cache)
-
-
-def _kv_shape(model: ShardedModel) -> KVShape:
-    return KVShape(layers=model.layers, kv_heads=model.kv_heads, head_dim=model.head_dim, dtype=model.dtype)
-
-
 def _agreed_blocks(config: Config, model: ShardedModel, collectives: Collectives) -> int:
     """The blocks that every rank has room for: ranks may hold different numbers of KV heads."""
-    blocks = _kv_shape(model).blocks_in(config.engine.kv_cache_gib, config.engine.block_size)
+    blocks = model.kv_shape.blocks_in(config.engine.kv_cache_gib, config.engine.block_size)
     if collectives.world > 1:
         least = torch.tensor([blocks], device=model.device)
         dist.all_reduce(least, op=dist.ReduceOp.MIN)

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from serving.config import ModelConfig
 from serving.engine.assembly import Assembly, Share, recompute_buffers
-from serving.engine.attend import Attend, AttentionSpec
 from serving.engine.balance import even_out
 from serving.engine.checkpoint import open_checkpoint
 from serving.engine.distributed.collectives import Collectives
@@ -28,8 +27,6 @@ from serving.engine.sharded_model import ShardedModel
 from serving.engine.skeleton import build_skeleton
 from serving.engine.weights import Plan, SliceReader
 from serving.errors import ModelError
-
-__all__ = ["Attend", "AttentionSpec", "ShardedModel", "import_deepspeed", "init_deepspeed", "load_model"]
 
 logger = logging.getLogger(__name__)
 

@@ -6,12 +6,12 @@ from collections import defaultdict
 
 import torch
 
-from serving.engine.attention import BatchAttention
+from serving.engine.attention.base import BatchAttention
 from serving.engine.batch import build_batch
 from serving.engine.mirror import Mirror
-from serving.engine.model import ShardedModel
 from serving.engine.pooling import Pools
 from serving.engine.sampling.sampler import Sampled, Sampler, SamplingRow
+from serving.engine.sharded_model import ShardedModel
 from serving.messages import StepPlan
 
 
@@ -51,8 +51,8 @@ class Runner:
         if not rows:
             return Sampled([], None)
         batch = build_batch(self._mirror, rows, self._block_size, self._model.device)
-        self._attention.begin(batch)
-        hidden = self._model.hidden_states(batch.input_ids, batch.positions)
+        self._attention.begin(batch.attention)
+        hidden = self._model.hidden_states(batch.input_ids, batch.attention.positions)
         asked = [self._sampling_row(row.handle) for row in rows if row.samples]
         logits = self._model.logits(hidden[batch.sampled]) if asked else None
         embeddings = self._pools.take(rows, self._mirror.sequences, hidden)

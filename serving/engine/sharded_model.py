@@ -6,7 +6,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from serving.engine.attend import Attend, attach
+from serving.engine.attention.base import Attend
+from serving.engine.attention.hugging_face import attach
+from serving.engine.attention.kv_cache import KVShape
 from serving.engine.vocabulary import OutputHead, VocabSlice
 
 
@@ -43,6 +45,11 @@ class ShardedModel(nn.Module):
     def shard_bytes(self) -> int:
         """Bytes of this rank's weights, a tied head counted once."""
         return sum(weight.nbytes for weight in self.parameters())
+
+    @property
+    def kv_shape(self) -> KVShape:
+        """What one token's keys and values take on this rank."""
+        return KVShape(layers=self.layers, kv_heads=self.kv_heads, head_dim=self.head_dim, dtype=self.dtype)
 
     def attach(self, attend: Attend) -> None:
         """Let every layer's attention call `attend` from now on."""

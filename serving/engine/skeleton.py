@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel
 
-from serving.engine.attend import ATTENTION
+from serving.engine.attention.hugging_face import ATTENTION
 from serving.engine.checkpoint import Checkpoint, StoredTensor
 from serving.engine.families import Family, head_dim, hugging_face
 from serving.errors import ModelError

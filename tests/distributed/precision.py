@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from serving.config import Config
-from serving.engine.batch import Batch
+from serving.engine.attention.base import AttentionMetadata
 from serving.engine.distributed.collectives import Collectives
 from serving.engine.engine import build_engine
 from tests.distributed.ranks import RankPool
@@ -41,7 +41,7 @@ def sharded(collectives: Collectives, folder: str, pieces: list[list[int]], dtyp
         for piece in pieces:
             ids = torch.tensor(piece)
             tables = torch.arange(LENGTH // 16, dtype=torch.int32).repeat(LENGTH, 1)
-            engine.attention.begin(Batch(ids, places, places, tables, places.int(), LENGTH, LENGTH, LENGTH, [], places))
+            engine.attention.begin(AttentionMetadata(places, places, tables, places.int(), LENGTH, LENGTH, LENGTH, []))
             found.append(engine._model.logits(engine._model.hidden_states(ids, places)).clone())
     return torch.cat(found)
 

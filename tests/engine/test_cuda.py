@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from serving.engine import flash
-from serving.engine.attend import AttentionSpec
-from serving.engine.attention import BatchAttention, RaggedAttention
-from serving.engine.batch import Batch
+from serving.engine.attention import flash_backend as flash
+from serving.engine.attention.base import AttentionMetadata, AttentionSpec, BatchAttention
+from serving.engine.attention.flash_backend import FlashAttention
+from serving.engine.attention.kv_cache import KVCache, KVShape, reserve
+from serving.engine.attention.torch_backend import RaggedAttention
 from serving.engine.distributed.collectives import make_collectives
-from serving.engine.flash import FlashAttention
-from serving.engine.kv_cache import KVCache, KVShape, reserve
 from serving.engine.mirror import Row
 from serving.engine.sampling.sampler import Sampler, SamplingRow
 from serving.messages import Sampling
@@ -37,14 +36,13 @@ def test_flash_attention_is_left_to_what_it_can_do() -> None:
     assert not flash.supports(wide, 256, CUDA, None)
 
 
-def decode_and_chunk(device: torch.device, block: int) -> Batch:
+def decode_and_chunk(device: torch.device, block: int) -> AttentionMetadata:
     """A sequence's 300th token, and tokens 10 to 19 of another."""
     positions = [299, *range(10, 20)]
     tables = torch.tensor([[2, 1], [3, 0]], dtype=torch.int32)
     rows = [0, *[1] * 10]
     slots = [int(tables[row, at // block]) * block + at % block for row, at in zip(rows, positions, strict=True)]
-    return Batch(
-        input_ids=torch.zeros(11, dtype=torch.int64, device=device),
+    return AttentionMetadata(
         positions=torch.tensor(positions, device=device),
         slots=torch.tensor(slots, device=device),
         tables=tables.to(device),
@@ -53,7 +51,6 @@ def decode_and_chunk(device: torch.device, block: int) -> Batch:
         longest=300,
         longest_decode=300,
         chunks=[Row(3, start=10, count=10, samples=True, decode=False)],
-        sampled=torch.tensor([0, 10], device=device),
     )
 
 

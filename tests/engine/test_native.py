@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from serving.engine import native_build
+from serving.engine.attention.base import AttentionSpec
 from serving.engine.kernels import abi, library, ops
-from serving.engine.model import AttentionSpec
 from tests.support.requires import needs_avx512
 
 pytestmark = needs_avx512

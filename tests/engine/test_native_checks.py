@@ -10,14 +10,14 @@ from torch import Tensor
 
 from serving.config import ModelConfig
 from serving.engine.assembly import Assembly, recompute_buffers
-from serving.engine.batch import Batch
+from serving.engine.attention.base import AttentionMetadata
+from serving.engine.attention.cpu_backend import NativeAttention
+from serving.engine.attention.kv_cache import KVShape, reserve
 from serving.engine.checkpoint import open_checkpoint
 from serving.engine.distributed.collectives import Alone
 from serving.engine.families import read_config
 from serving.engine.kernels import abi, ops
-from serving.engine.kv_cache import KVShape, reserve
 from serving.engine.native import layer as native_layer
-from serving.engine.native.attention import NativeAttention
 from serving.engine.native.layer import FusedLayer, FusedLayers
 from serving.engine.native.swap import swap
 from serving.engine.sharded_model import ShardedModel
@@ -143,9 +143,7 @@ def test_nothing_that_a_family_asks_of_the_kernels_is_refused(
     attention = NativeAttention(shape, reserve(shape, 2 * BLOCK, torch.device("cpu")), BLOCK, 1)
     ids = torch.tensor([3, 4, 5])
     slots, table = torch.arange(3), torch.zeros(1, 1, dtype=torch.int32)
-    attention.begin(
-        Batch(ids, slots, slots, table, torch.zeros(3, dtype=torch.int32), 0, 3, 0, (), slots[-1:], slots[-1:])
-    )
+    attention.begin(AttentionMetadata(slots, slots, table, torch.zeros(3, dtype=torch.int32), 0, 3, 0, (), slots[-1:]))
     model.attach(attention)
     with torch.inference_mode():
         assert model.logits(model.hidden_states(ids, slots)[-1:]).shape == (1, model.vocab_size)

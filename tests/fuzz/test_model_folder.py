@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from cluster.errors import ShapeError
 from cluster.planning.model_shape import read_shape
 from serving.config import ModelConfig
-from serving.engine.attend import AttentionSpec
+from serving.engine.attention.base import AttentionSpec
 from serving.engine.checkpoint import INDEX, SINGLE, open_checkpoint
 from serving.engine.distributed.collectives import Alone
 from serving.engine.fingerprint import fingerprint

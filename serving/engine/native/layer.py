@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from serving.engine.attend import AttentionSpec
+from serving.engine.attention.base import AttentionSpec
 from serving.engine.distributed.collectives import NativeSum
 from serving.engine.kernels import abi, checks, ops
 from serving.engine.kernels.abi import Group, Rotation, Weights

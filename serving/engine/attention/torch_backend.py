@@ -4,24 +4,11 @@ A grouped product-softmax-product costs about a tenth of `scaled_dot_product_att
 CPU (measured), so both kinds of rows use it.
 """
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
-from serving.engine.attend import AttentionSpec
-from serving.engine.batch import Batch
-from serving.engine.kv_cache import KVCache
-
-
-class BatchAttention(Protocol):
-    """An `Attend` that is told which batch its calls belong to."""
-
-    def begin(self, batch: Batch) -> None:
-        """Every call until the next `begin` belongs to this batch."""
-
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, spec: AttentionSpec, /) -> Tensor:
-        """Keep the step's keys and values, then attend: [T, heads, D], [T, kv_heads, D] twice -> [T, heads, D]."""
+from serving.engine.attention.base import AttentionMetadata, AttentionSpec
+from serving.engine.attention.kv_cache import KVCache
 
 
 class RaggedAttention:
@@ -29,9 +16,9 @@ class RaggedAttention:
 
     def __init__(self, cache: KVCache) -> None:
         self._cache = cache
-        self._batch: Batch | None = None
+        self._batch: AttentionMetadata | None = None
 
-    def begin(self, batch: Batch) -> None:
+    def begin(self, batch: AttentionMetadata) -> None:
         """Every call until the next `begin` belongs to this batch."""
         self._batch = batch
 

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
-from serving.engine.attend import AttentionSpec
-from serving.engine.batch import Batch
-from serving.engine.kv_cache import KVCache, KVShape
+from serving.engine.attention.base import AttentionMetadata, AttentionSpec
+from serving.engine.attention.kv_cache import KVCache, KVShape
 
 MOST_DIM = 256
 BLOCK = 256
@@ -36,12 +35,12 @@ class FlashAttention:
 
     def __init__(self, cache: KVCache) -> None:
         self._cache = cache
-        self._batch: Batch
+        self._batch: AttentionMetadata
         self._firsts: Tensor
         self._lengths: Tensor
         self._most = 0
 
-    def begin(self, batch: Batch) -> None:
+    def begin(self, batch: AttentionMetadata) -> None:
         """Every call until the next `begin` belongs to this batch."""
         counts = [1] * batch.decodes + [row.count for row in batch.chunks]
         ends = torch.tensor([0, *accumulate(counts)], dtype=torch.int32)

@@ -3,10 +3,9 @@
 import torch
 from torch import Tensor
 
-from serving.engine.attend import AttentionSpec
-from serving.engine.batch import Batch
+from serving.engine.attention.base import AttentionMetadata, AttentionSpec
+from serving.engine.attention.kv_cache import KVShape
 from serving.engine.kernels import abi, ops
-from serving.engine.kv_cache import KVShape
 
 
 def supports(shape: KVShape, block_size: int, device: torch.device) -> bool:
@@ -34,7 +33,7 @@ class NativeAttention:
         self.step: abi.Step | None = None
         """Of the batch that `begin` named."""
 
-    def begin(self, batch: Batch) -> None:
+    def begin(self, batch: AttentionMetadata) -> None:
         """Every call until the next `begin` belongs to this batch."""
         if batch.longest > self._scores.shape[-1]:
             self._scores = ops.scratch_for(2 * batch.longest, self._threads)

@@ -4,11 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from serving.engine.attention import RaggedAttention
-from serving.engine.batch import Batch
-from serving.engine.kv_cache import KVCache, KVShape, reserve
+from serving.engine.attention.base import AttentionMetadata, AttentionSpec
+from serving.engine.attention.kv_cache import KVCache, KVShape, reserve
+from serving.engine.attention.torch_backend import RaggedAttention
 from serving.engine.mirror import Row
-from serving.engine.model import AttentionSpec
 
 BLOCK = 4
 HEADS, KV_HEADS, DIM = 6, 3, 8
@@ -56,8 +55,7 @@ def test_decode_and_prefill_rows_attend_to_their_own_sequences(window: int | Non
     for i in range(3):
         old = lengths[i] - new[i]
         cache.write(0, torch.tensor(slots(i, 0)[:old], dtype=torch.int64), keys[i][:old], values[i][:old])
-    batch = Batch(
-        input_ids=torch.zeros(7, dtype=torch.int64),
+    batch = AttentionMetadata(
         positions=torch.tensor([9, 0, 3, 4, 5, 6, 7]),
         slots=torch.tensor([slot for i in range(3) for slot in slots(i, lengths[i] - new[i])]),
         tables=torch.tensor([[5, 2, 9], [1, 0, 0], [7, 3, 0]], dtype=torch.int32),
@@ -66,7 +64,6 @@ def test_decode_and_prefill_rows_attend_to_their_own_sequences(window: int | Non
         longest=10,
         longest_decode=10,
         chunks=[Row(3, start=3, count=5, samples=True, decode=False)],
-        sampled=torch.tensor([0, 1, 6]),
     )
     attention.begin(batch)
     tail = [slice(lengths[i] - new[i], None) for i in range(3)]
@@ -91,8 +88,7 @@ def test_a_single_decode_row_with_a_single_head_keeps_its_shape() -> None:
     cache = cache_of(KVShape(1, 1, 4, torch.float32), 2)
     attention = RaggedAttention(cache)
     attention.begin(
-        Batch(
-            input_ids=torch.zeros(1, dtype=torch.int64),
+        AttentionMetadata(
             positions=torch.zeros(1, dtype=torch.int64),
             slots=torch.tensor([4]),
             tables=torch.tensor([[1]], dtype=torch.int32),
@@ -101,7 +97,6 @@ def test_a_single_decode_row_with_a_single_head_keeps_its_shape() -> None:
             longest=1,
             longest_decode=1,
             chunks=[],
-            sampled=torch.tensor([0]),
         )
     )
     value = torch.randn(1, 1, 4)

@@ -4,34 +4,16 @@ The name is registered as an attention but not as a mask: the models then make n
 Windows, soft caps and scales reach the function as keywords, and go on to whatever `attach` put on the layer.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.models.falcon.modeling_falcon import apply_rotary_pos_emb
 
+from serving.engine.attention.base import Attend, AttentionSpec
+
 ATTENTION = "gangway"
 """The name in Hugging Face's registry of attentions."""
-
-
-@dataclass(frozen=True, slots=True)
-class AttentionSpec:
-    """What a layer asks of its attention, besides being causal."""
-
-    scale: float
-    """Factor of the products of queries and keys."""
-
-    sliding_window: int | None
-    """A token sees itself and the `sliding_window - 1` before it; None: all before it."""
-
-    softcap: float | None
-    """Scores become softcap * tanh(score / softcap), after scaling; None: they stay."""
-
-
-Attend = Callable[[int, Tensor, Tensor, Tensor, AttentionSpec], Tensor]
-"""(layer, query [T, heads, D], key [T, kv_heads, D], value as key, spec) -> [T, heads, D]. Inputs may be strided."""
 
 
 def attach(model: nn.Module, attend: Attend) -> None:
