@@ -16,10 +16,10 @@ from serving.engine.attention.hugging_face import FalconAttention
 from serving.engine.checkpoint import Checkpoint
 from serving.engine.distributed.collectives import Collectives
 from serving.engine.families import head_dim
-from serving.engine.linear import ShardedLinear
+from serving.engine.layers.linear import ShardedLinear
+from serving.engine.layers.vocabulary import OutputHead, ShardedEmbedding, VocabSlice
 from serving.engine.sharded_model import ShardedModel
 from serving.engine.skeleton import Skeleton
-from serving.engine.vocabulary import OutputHead, ShardedEmbedding, VocabSlice
 from serving.engine.weights import Plan, Run, TensorSlice, runs
 from serving.errors import ModelError
 

@@ -2,7 +2,7 @@
 
 The decoder is built without weights, DeepSpeed's AutoTP shards that, each of its layers is asked which rows or columns
 it keeps, exactly those are read from the checkpoint, and our own layers take its layers' places: no DeepSpeed code runs
-in a forward pass. Embedding and output head are split by vocabulary instead (see `vocabulary`).
+in a forward pass. Embedding and output head are split by vocabulary instead (see `layers.vocabulary`).
 """
 
 import contextlib

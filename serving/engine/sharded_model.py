@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from serving.engine.attention.base import Attend
 from serving.engine.attention.hugging_face import attach
 from serving.engine.attention.kv_cache import KVShape
-from serving.engine.vocabulary import OutputHead, VocabSlice
+from serving.engine.layers.vocabulary import OutputHead, VocabSlice
 
 
 class ShardedModel(nn.Module):

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from serving.engine.distributed.collectives import Collectives
+from serving.engine.layers.vocabulary import VocabSlice
 from serving.engine.sampling.sampler import Sampler, SamplingRow
-from serving.engine.vocabulary import VocabSlice
 from serving.messages import Sampling
 from tests.distributed.ranks import RankPool
 

@@ -17,7 +17,7 @@ from serving.config import load_config
 from serving.engine.distributed.collectives import Collectives, make_collectives
 from serving.engine.distributed.heartbeat import Heartbeat
 from serving.engine.engine import build_engine
-from serving.engine.native.layer import FusedLayers
+from serving.engine.layers.cpu_decoder import FusedLayers
 from serving.engine.watchdog import Watchdog
 from serving.errors import PeerLost
 from serving.messages import Chunk, NewSequence, Sampling, StepPlan

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from serving.engine.distributed.collectives import Collectives
+from serving.engine.layers.vocabulary import VocabSlice
 from serving.engine.sampling.cutoffs import Cutoffs
 from serving.engine.sampling.exact import add
 from serving.engine.sampling.sampler import Sampler, SamplingRow
-from serving.engine.vocabulary import VocabSlice
 from serving.messages import Sampling, Submit
 from tests.distributed.ranks import RankPool
 from tests.distributed.scripted import run_script

@@ -17,8 +17,8 @@ from serving.engine.checkpoint import open_checkpoint
 from serving.engine.distributed.collectives import Alone
 from serving.engine.families import read_config
 from serving.engine.kernels import abi, ops
-from serving.engine.native import layer as native_layer
-from serving.engine.native.layer import FusedLayer, FusedLayers
+from serving.engine.layers import cpu_decoder
+from serving.engine.layers.cpu_decoder import FusedLayer, FusedLayers
 from serving.engine.native.swap import swap
 from serving.engine.sharded_model import ShardedModel
 from serving.engine.skeleton import build_skeleton
@@ -108,7 +108,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         calls.append(arguments)
         return 0
 
-    monkeypatch.setattr(native_layer, "_compute", compute)
+    monkeypatch.setattr(cpu_decoder, "_compute", compute)
     return calls
 
 
@@ -135,7 +135,7 @@ def test_nothing_that_a_family_asks_of_the_kernels_is_refused(
         (ops, "_norm"),
         (ops, "_keep"),
         (ops, "_attend"),
-        (native_layer, "_compute"),
+        (cpu_decoder, "_compute"),
     ):
         monkeypatch.setattr(module, function, lambda *_, function=function: done.append(function))
     model = swapped(name, tmp_path, dtype)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from serving.engine.kernels import abi, ops
-from serving.engine.linear import ShardedLinear
-from serving.engine.native.layer import ACTIVATIONS, KINDS, FusedLayer, FusedLayers, HalfRotary, fusable
-from serving.engine.native.packed import RMS_NORMS, NativeRMSNorm, PackedEmbedding, PackedHead, PackedLinear, eps_of
+from serving.engine.layers.cpu_decoder import ACTIVATIONS, KINDS, FusedLayer, FusedLayers, HalfRotary, fusable
+from serving.engine.layers.cpu_packed import RMS_NORMS, NativeRMSNorm, PackedEmbedding, PackedHead, PackedLinear, eps_of
+from serving.engine.layers.linear import ShardedLinear
 from serving.engine.sharded_model import ShardedModel
 from serving.engine.weights import Plan, Prepared, TensorSlice
 

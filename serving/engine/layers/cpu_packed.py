@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from serving.engine.distributed.collectives import Collectives
 from serving.engine.kernels import ops
-from serving.engine.vocabulary import OutputHead, ShardedEmbedding
+from serving.engine.layers.vocabulary import OutputHead, ShardedEmbedding
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> nn.Parameter:

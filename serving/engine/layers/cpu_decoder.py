@@ -18,8 +18,8 @@ from serving.engine.distributed.collectives import NativeSum
 from serving.engine.kernels import abi, checks, ops
 from serving.engine.kernels.abi import Group, Rotation, Weights
 from serving.engine.kernels.library import bind
-from serving.engine.linear import ShardedLinear
-from serving.engine.native.packed import RMS_NORMS, empty, eps_of
+from serving.engine.layers.cpu_packed import RMS_NORMS, empty, eps_of
+from serving.engine.layers.linear import ShardedLinear
 
 ACTIVATIONS = {"silu": abi.SILU, "swish": abi.SILU, "gelu_pytorch_tanh": abi.GELU_TANH}
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers.models.gemma.modeling_gemma import GemmaTextScaledWordEmbedding
 
 from serving.engine.distributed.collectives import Alone
-from serving.engine.vocabulary import OutputHead, ShardedEmbedding, VocabSlice
+from serving.engine.layers.vocabulary import OutputHead, ShardedEmbedding, VocabSlice
 
 
 @given(st.integers(1, 300_000), st.integers(1, 16))
