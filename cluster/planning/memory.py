@@ -66,7 +66,7 @@ class Memory:
 
 
 def kv_replicas(shape: ModelShape, tp: int) -> int:
-    """How often each KV head is repeated so that every rank has one: the engine's rule (`serving.engine.families`).
+    """How often each KV head is repeated so that every rank has one: as in `serving.engine.models.families`.
 
     Raises `ShapeError` for more ranks than attention heads.
     """

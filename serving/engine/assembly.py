@@ -3,7 +3,6 @@
 What a layer's share is, DeepSpeed says (`Share`); here it is only combined with the names and the KV heads' copies.
 """
 
-import copy
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from serving.engine.attention.hugging_face import FalconAttention
 from serving.engine.checkpoint import Checkpoint
 from serving.engine.distributed.collectives import Collectives
-from serving.engine.families import head_dim
 from serving.engine.layers.linear import ShardedLinear
 from serving.engine.layers.vocabulary import OutputHead, ShardedEmbedding, VocabSlice
-from serving.engine.sharded_model import ShardedModel
+from serving.engine.models.adapters import adapt_attention
+from serving.engine.models.families import head_dim
+from serving.engine.models.sharded_model import ShardedModel
 from serving.engine.skeleton import Skeleton
 from serving.engine.weights import Plan, Run, TensorSlice, runs
 from serving.errors import ModelError
@@ -75,7 +74,7 @@ class Assembly:
         dim = head_dim(self._base.config)
         heads = self._local_heads(dim)
         kv_heads = heads * self._skeleton.kv_heads // int(self._base.config.num_attention_heads)
-        _adapt_attention(self._base, heads, kv_heads, dim)
+        adapt_attention(self._base, heads, kv_heads, dim)
         return ShardedModel(self._base, head, self._vocab, heads=heads, kv_heads=kv_heads, head_dim=dim)
 
     def _swap(self, name: str, layer: Any, share: Share) -> None:
@@ -135,16 +134,3 @@ def _attention_layers(base: nn.Module) -> list[Any]:
         for module in base.modules()
         if hasattr(module, "layer_idx") and type(module).__name__.endswith("Attention")
     ]
-
-
-def _adapt_attention(base: Any, heads: int, kv_heads: int, dim: int) -> None:
-    """For the two families whose attention code would count with the whole model's heads."""
-    if base.config.model_type == "falcon":
-        for layer in base.h:
-            layer.self_attention = FalconAttention(layer.self_attention, kv_heads, dim)
-    if base.config.model_type == "phi3":
-        config = copy.copy(base.config)
-        config.num_attention_heads, config.num_key_value_heads = heads, kv_heads
-        for layer in base.layers:
-            layer.self_attn.config = config
-            layer.self_attn.num_key_value_heads = kv_heads

@@ -20,10 +20,11 @@ from serving.engine.assembly import Assembly, Share, recompute_buffers
 from serving.engine.balance import even_out
 from serving.engine.checkpoint import open_checkpoint
 from serving.engine.distributed.collectives import Collectives
-from serving.engine.families import eos_token_ids, kv_replicas, read_config
 from serving.engine.host_memory import side_by_side
+from serving.engine.loading.model_config import eos_token_ids, read_config
+from serving.engine.models.families import kv_replicas
+from serving.engine.models.sharded_model import ShardedModel
 from serving.engine.shard_cache import ShardCache, shard_key
-from serving.engine.sharded_model import ShardedModel
 from serving.engine.skeleton import build_skeleton
 from serving.engine.weights import Plan, SliceReader
 from serving.errors import ModelError

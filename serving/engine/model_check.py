@@ -4,7 +4,8 @@ import torch
 
 from serving.config import ModelConfig
 from serving.engine.checkpoint import open_checkpoint
-from serving.engine.families import eos_token_ids, kv_replicas, read_config
+from serving.engine.loading.model_config import eos_token_ids, read_config
+from serving.engine.models.families import kv_replicas
 from serving.engine.skeleton import build_skeleton
 
 

@@ -9,9 +9,9 @@ import torch
 from serving.engine.attention.base import BatchAttention
 from serving.engine.batch import build_batch
 from serving.engine.mirror import Mirror
+from serving.engine.models.sharded_model import ShardedModel
 from serving.engine.pooling import Pools
 from serving.engine.sampling.sampler import Sampled, Sampler, SamplingRow
-from serving.engine.sharded_model import ShardedModel
 from serving.messages import StepPlan
 
 

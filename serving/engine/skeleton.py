@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModel
 
 from serving.engine.attention.hugging_face import ATTENTION
 from serving.engine.checkpoint import Checkpoint, StoredTensor
-from serving.engine.families import Family, head_dim, hugging_face
+from serving.engine.loading.model_config import hugging_face
+from serving.engine.models.adapters import grouped_heads, widen_falcon
+from serving.engine.models.families import Family, head_dim
 from serving.errors import ModelError
 
 
@@ -126,7 +128,7 @@ def _build(hf: Any, family: Family, replicas: int, dtype: torch.dtype) -> Skelet
         base.config.num_kv_heads = kv_heads
     rows = {} if replicas == 1 else _widened_rows(base, family, kv_heads, replicas)
     if is_falcon and rows:
-        _widen_falcon(base, rows)
+        widen_falcon(base, rows)
     return Skeleton(base, family, kv_heads, rows)
 
 
@@ -136,7 +138,7 @@ def _widened_rows(base: Any, family: Family, kv_heads: int, replicas: int) -> di
     dim, heads = head_dim(hf), int(hf.num_attention_heads)
     repeated = torch.arange(kv_heads) // replicas
     if hf.model_type == "falcon":
-        rows, names = _grouped_heads(heads, kv_heads, replicas), {"query_key_value"}
+        rows, names = grouped_heads(heads, kv_heads, replicas), {"query_key_value"}
     elif family.fused_qkv:
         first_key, first_value = heads, heads + kv_heads // replicas
         rows, names = (
@@ -147,24 +149,3 @@ def _widened_rows(base: Any, family: Family, kv_heads: int, replicas: int) -> di
         rows, names = repeated, {"k_proj", "v_proj"}
     elements = (rows.unsqueeze(1) * dim + torch.arange(dim)).flatten()
     return {name: elements for name, _ in base.named_parameters() if name.split(".")[-2] in names}
-
-
-def _grouped_heads(heads: int, kv_heads: int, replicas: int) -> Tensor:
-    """Falcon's [queries of a group, key, value] with each group's queries dealt out to `replicas` smaller groups."""
-    queries = heads // kv_heads
-    whole = queries * replicas + 2
-    groups = []
-    for group in range(kv_heads):
-        first = group // replicas * whole
-        mine = first + group % replicas * queries + torch.arange(queries)
-        groups.append(torch.cat([mine, torch.tensor([first + whole - 2, first + whole - 1])]))
-    return torch.cat(groups)
-
-
-def _widen_falcon(base: Any, rows: dict[str, Tensor]) -> None:
-    """Falcon's configuration cannot say it, so its projections get their further rows here."""
-    for name, index in rows.items():
-        owner, _, kind = name.rpartition(".")
-        layer = base.get_submodule(owner)
-        wide = torch.empty(len(index), *getattr(layer, kind).shape[1:], dtype=getattr(layer, kind).dtype, device="meta")
-        setattr(layer, kind, nn.Parameter(wide, requires_grad=False))

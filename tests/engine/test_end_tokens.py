@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from serving.config import ModelConfig
-from serving.engine.families import eos_token_ids, read_config
+from serving.engine.loading.model_config import eos_token_ids, read_config
 
 LLAMA = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 100}
 

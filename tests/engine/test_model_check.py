@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from serving.config import ModelConfig
-from serving.engine.families import FAMILIES
 from serving.engine.model_check import check_model
+from serving.engine.models.families import FAMILIES
 from serving.errors import ModelError
 from tests.engine.tiny_models import MODELS, save_model
 

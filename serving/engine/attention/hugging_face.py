@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import AttentionInterface
-from transformers.models.falcon.modeling_falcon import apply_rotary_pos_emb
 
 from serving.engine.attention.base import Attend, AttentionSpec
 
@@ -43,34 +42,3 @@ def _attention(
 
 
 AttentionInterface.register(ATTENTION, _attention)
-
-
-class FalconAttention(nn.Module):
-    """Falcon's attention, which does not go through Hugging Face's interface and copies keys to all heads.
-
-    All of Falcon's layouts are one: groups of some queries, a key and a value (one group when `multi_query`, groups of
-    one query when neither grouped nor multi-query).
-    """
-
-    def __init__(self, original: Any, kv_heads: int, head_dim: int) -> None:
-        """`original`: the layer it stands for; `kv_heads`: groups on this rank."""
-        super().__init__()
-        self.query_key_value = original.query_key_value
-        self.dense = original.dense
-        self.layer_idx = original.layer_idx
-        self.kv_heads = kv_heads
-        self.head_dim = head_dim
-        self.spec = AttentionSpec(scale=head_dim**-0.5, sliding_window=None, softcap=None)
-        self.attend: Attend
-
-    def forward(
-        self, hidden_states: Tensor, *, position_embeddings: tuple[Tensor, Tensor], **_: Any
-    ) -> tuple[Tensor, None]:
-        """[1, T, hidden] -> [1, T, hidden]."""
-        tokens = hidden_states.shape[1]
-        groups = self.query_key_value(hidden_states).view(tokens, self.kv_heads, -1, self.head_dim)
-        query, key, value = groups[:, :, :-2].flatten(1, 2), groups[:, :, -2], groups[:, :, -1]
-        cos, sin = (angle[0] for angle in position_embeddings)
-        query, key = apply_rotary_pos_emb(query, key, cos, sin)
-        mixed = self.attend(self.layer_idx, query, key, value, self.spec)
-        return self.dense(mixed.reshape(1, tokens, -1)), None

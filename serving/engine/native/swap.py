@@ -15,7 +15,7 @@ from serving.engine.kernels import abi, ops
 from serving.engine.layers.cpu_decoder import ACTIVATIONS, KINDS, FusedLayer, FusedLayers, HalfRotary, fusable
 from serving.engine.layers.cpu_packed import RMS_NORMS, NativeRMSNorm, PackedEmbedding, PackedHead, PackedLinear, eps_of
 from serving.engine.layers.linear import ShardedLinear
-from serving.engine.sharded_model import ShardedModel
+from serving.engine.models.sharded_model import ShardedModel
 from serving.engine.weights import Plan, Prepared, TensorSlice
 
 
