@@ -17,16 +17,17 @@ from serving.engine.distributed.broadcast import Broadcast, GroupBroadcast, Loop
 from serving.engine.distributed.collectives import Collectives, make_collectives
 from serving.engine.distributed.heartbeat import Heartbeat
 from serving.engine.host_memory import populate, returned_at_once
+from serving.engine.loading.autotp import init_deepspeed
+from serving.engine.loading.cpu_layers import swap
+from serving.engine.loading.loader import load_model, unwatched
+from serving.engine.loading.weights import Plan
 from serving.engine.loop import follow, lead
-from serving.engine.model import init_deepspeed, load_model, unwatched
 from serving.engine.models.sharded_model import ShardedModel
-from serving.engine.native.swap import swap
 from serving.engine.outbox import Outbox
 from serving.engine.runner import Runner
 from serving.engine.sampling.sampler import Sampler
 from serving.engine.scheduling.scheduler import Scheduler
 from serving.engine.watchdog import Watchdog
-from serving.engine.weights import Plan
 from serving.errors import ModelError
 from serving.link import LinkServer
 

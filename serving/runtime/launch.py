@@ -193,7 +193,7 @@ class Launch:
     def _check_model(self) -> None:
         """Find what the files show to be wrong sooner than the ranks would; only where the model is on this machine."""
         if self._config.model.path.exists():
-            from serving.engine.model_check import check_model
+            from serving.engine.loading.model_check import check_model
 
             check_model(self._config.model, self._config.parallel.tensor_parallel_size)
 

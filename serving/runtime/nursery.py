@@ -221,7 +221,7 @@ def main(listener: int, raylet: int) -> None:
     with _system_ids():
         for module in MODULES:
             importlib.import_module(module)
-    from serving.engine.model import import_deepspeed
+    from serving.engine.loading.autotp import import_deepspeed
 
     import_deepspeed()
     if _random_id() == _random_id():

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from serving.config import Config, SecurityConfig
-from serving.engine.checkpoint import open_checkpoint
+from serving.engine.loading.checkpoint import open_checkpoint
 from serving.errors import ConfigError, OperatorError
 from serving.generation_config import end_tokens
 from serving.runtime.haproxy import at

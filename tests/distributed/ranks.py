@@ -176,7 +176,7 @@ def _set_up(rank: int, world: int, scratch: str, endpoint: str, one_machine: boo
     import torch.distributed as dist
 
     from serving.engine.distributed.collectives import make_collectives
-    from serving.engine.model import init_deepspeed
+    from serving.engine.loading.autotp import init_deepspeed
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{scratch}/store", rank=rank, world_size=world)

@@ -11,7 +11,7 @@ from torch import Tensor
 from serving.config import ModelConfig
 from serving.engine.attention.base import AttentionSpec
 from serving.engine.distributed.collectives import Collectives
-from serving.engine.model import load_model, unwatched
+from serving.engine.loading.loader import load_model, unwatched
 from tests.distributed.ranks import RankPool
 from tests.engine.tiny_models import MODELS, reference_logits, save_model
 

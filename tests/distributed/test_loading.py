@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch.distributed import distributed_c10d
 
 from serving.config import ModelConfig
-from serving.engine.balance import GRAIN
 from serving.engine.distributed.collectives import Collectives, make_collectives
-from serving.engine.model import load_model, unwatched
+from serving.engine.loading.loader import load_model, unwatched
+from serving.engine.loading.mlp_balance import GRAIN
 from serving.errors import ModelError
 from tests.distributed.ranks import RankPool, RanksFailed
 from tests.distributed.test_families import PROMPTS, NaiveAttention, assert_same, gathered, local_logits

@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 
 from serving.config import ModelConfig
-from serving.engine.assembly import Assembly, recompute_buffers
 from serving.engine.attention.base import AttentionMetadata
 from serving.engine.attention.cpu_backend import NativeAttention
 from serving.engine.attention.kv_cache import KVShape, reserve
-from serving.engine.checkpoint import open_checkpoint
 from serving.engine.distributed.collectives import Alone
 from serving.engine.kernels import abi, ops
 from serving.engine.layers import cpu_decoder
 from serving.engine.layers.cpu_decoder import FusedLayer, FusedLayers
+from serving.engine.loading.checkpoint import open_checkpoint
+from serving.engine.loading.cpu_layers import swap
 from serving.engine.loading.model_config import read_config
+from serving.engine.loading.sharding import Assembly, recompute_buffers
+from serving.engine.loading.skeleton import build_skeleton
 from serving.engine.models.sharded_model import ShardedModel
-from serving.engine.native.swap import swap
-from serving.engine.skeleton import build_skeleton
 from tests.engine.tiny_models import MODELS, save_model
 
 BLOCK = 16

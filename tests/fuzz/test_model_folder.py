@@ -18,12 +18,12 @@ from cluster.errors import ShapeError
 from cluster.planning.model_shape import read_shape
 from serving.config import ModelConfig
 from serving.engine.attention.base import AttentionSpec
-from serving.engine.checkpoint import INDEX, SINGLE, open_checkpoint
 from serving.engine.distributed.collectives import Alone
-from serving.engine.fingerprint import fingerprint
-from serving.engine.model import load_model, unwatched
-from serving.engine.model_check import check_model
-from serving.engine.weights import SliceReader, TensorSlice
+from serving.engine.loading.checkpoint import INDEX, SINGLE, open_checkpoint
+from serving.engine.loading.fingerprint import fingerprint
+from serving.engine.loading.loader import load_model, unwatched
+from serving.engine.loading.model_check import check_model
+from serving.engine.loading.weights import SliceReader, TensorSlice
 from serving.errors import ModelError
 from serving.gateway.tokenizer import Tokenizer
 from tests.engine.tiny_models import save_model

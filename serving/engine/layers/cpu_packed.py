@@ -1,6 +1,6 @@
 """Layers whose weights are packed for the kernels: products, norms, the output head, the embedding tied to it.
 
-They are made while the model has no weights; `swap` writes down what each is to be made of.
+They are made while the model has no weights; `loading.cpu_layers` writes down what each is to be made of.
 """
 
 from typing import Any

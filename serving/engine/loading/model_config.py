@@ -9,7 +9,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from serving.config import ModelConfig
-from serving.engine.model_numbers import (
+from serving.engine.loading.model_numbers import (
     MAX_POSITIONS,
     check_numbers,
     check_sizes,

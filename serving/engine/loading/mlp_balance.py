@@ -16,8 +16,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from serving.engine.assembly import Share
 from serving.engine.distributed.collectives import Collectives
+from serving.engine.loading.weights import Share
 
 GRAIN = 32
 """Columns are moved in whole panels of the kernels."""

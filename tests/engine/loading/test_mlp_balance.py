@@ -1,6 +1,6 @@
 """How an MLP is split where the heads do not divide. `tests/distributed` loads and computes with it."""
 
-from serving.engine.balance import GRAIN, split
+from serving.engine.loading.mlp_balance import GRAIN, split
 
 
 def test_a_rank_with_more_heads_takes_fewer_columns() -> None:

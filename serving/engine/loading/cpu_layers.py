@@ -15,8 +15,8 @@ from serving.engine.kernels import abi, ops
 from serving.engine.layers.cpu_decoder import ACTIVATIONS, KINDS, FusedLayer, FusedLayers, HalfRotary, fusable
 from serving.engine.layers.cpu_packed import RMS_NORMS, NativeRMSNorm, PackedEmbedding, PackedHead, PackedLinear, eps_of
 from serving.engine.layers.linear import ShardedLinear
+from serving.engine.loading.weights import Plan, Prepared, TensorSlice
 from serving.engine.models.sharded_model import ShardedModel
-from serving.engine.weights import Plan, Prepared, TensorSlice
 
 
 def swap(model: ShardedModel, plan: Plan, threads: int) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModel
 
 from serving.engine.attention.hugging_face import ATTENTION
-from serving.engine.checkpoint import Checkpoint, StoredTensor
+from serving.engine.loading.checkpoint import Checkpoint, StoredTensor
 from serving.engine.loading.model_config import hugging_face
 from serving.engine.models.adapters import grouped_heads, widen_falcon
 from serving.engine.models.families import Family, head_dim

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from serving.engine.checkpoint import MAX_HEADER_BYTES, Checkpoint, StoredTensor
+from serving.engine.loading.checkpoint import MAX_HEADER_BYTES, Checkpoint, StoredTensor
 from serving.errors import ModelError
 
 PIECES = 8

@@ -3,10 +3,10 @@
 import torch
 
 from serving.config import ModelConfig
-from serving.engine.checkpoint import open_checkpoint
+from serving.engine.loading.checkpoint import open_checkpoint
 from serving.engine.loading.model_config import eos_token_ids, read_config
+from serving.engine.loading.skeleton import build_skeleton
 from serving.engine.models.families import kv_replicas
-from serving.engine.skeleton import build_skeleton
 
 
 def check_model(config: ModelConfig, tensor_parallel_size: int) -> None:

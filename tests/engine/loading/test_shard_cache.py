@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from serving.engine.checkpoint import open_checkpoint
-from serving.engine.shard_cache import ShardCache, shard_key
-from serving.engine.weights import Plan, TensorSlice
+from serving.engine.loading.checkpoint import open_checkpoint
+from serving.engine.loading.shard_cache import ShardCache, shard_key
+from serving.engine.loading.weights import Plan, TensorSlice
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from serving.engine.checkpoint import FLOAT_BYTES, StoredTensor
+from serving.engine.loading.checkpoint import FLOAT_BYTES, StoredTensor
 from serving.errors import ModelError
 
 MAP_BUDGET_BYTES = 32 * 1024 * 1024
@@ -21,6 +21,17 @@ MAP_BUDGET_BYTES = 32 * 1024 * 1024
 
 Run = tuple[int, int]
 """first, last + 1."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What AutoTP gave this rank of a linear layer: either some output rows, or a range of input columns."""
+
+    rows: Tensor | None = None
+    """int64: rows of the whole layer, in this order; None: all."""
+
+    columns: Run | None = None
+    """Columns of a row-parallel layer, whose results are to be summed; None: all, and nothing to sum."""
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from serving.engine.checkpoint import Checkpoint, parse_header
-from serving.engine.fingerprint import fingerprint
-from serving.engine.weights import Plan
+from serving.engine.loading.checkpoint import Checkpoint, parse_header
+from serving.engine.loading.fingerprint import fingerprint
+from serving.engine.loading.weights import Plan
 from serving.errors import ModelError
 from serving.homes import in_caches
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from serving.engine.checkpoint import open_checkpoint
-from serving.engine.fingerprint import PIECE_BYTES, PIECES, fingerprint, pieces
+from serving.engine.loading.checkpoint import open_checkpoint
+from serving.engine.loading.fingerprint import PIECE_BYTES, PIECES, fingerprint, pieces
 from serving.errors import ModelError
 
 LONG = 100_000

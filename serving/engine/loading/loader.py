@@ -1,54 +1,29 @@
-"""Loads one rank's share of a model, and the only module that imports deepspeed.
+"""Loads one rank's share of a model.
 
 The decoder is built without weights, DeepSpeed's AutoTP shards that, each of its layers is asked which rows or columns
 it keeps, exactly those are read from the checkpoint, and our own layers take its layers' places: no DeepSpeed code runs
 in a forward pass. Embedding and output head are split by vocabulary instead (see `layers.vocabulary`).
 """
 
-import contextlib
-import io
-import logging
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from serving.config import ModelConfig
-from serving.engine.assembly import Assembly, Share, recompute_buffers
-from serving.engine.balance import even_out
-from serving.engine.checkpoint import open_checkpoint
 from serving.engine.distributed.collectives import Collectives
 from serving.engine.host_memory import side_by_side
+from serving.engine.loading.autotp import apply_autotp, share_of
+from serving.engine.loading.checkpoint import open_checkpoint
+from serving.engine.loading.mlp_balance import even_out
 from serving.engine.loading.model_config import eos_token_ids, read_config
+from serving.engine.loading.shard_cache import ShardCache, shard_key
+from serving.engine.loading.sharding import Assembly, recompute_buffers
+from serving.engine.loading.skeleton import build_skeleton
+from serving.engine.loading.weights import Plan, SliceReader
 from serving.engine.models.families import kv_replicas
 from serving.engine.models.sharded_model import ShardedModel
-from serving.engine.shard_cache import ShardCache, shard_key
-from serving.engine.skeleton import build_skeleton
-from serving.engine.weights import Plan, SliceReader
 from serving.errors import ModelError
-
-logger = logging.getLogger(__name__)
-
-
-def import_deepspeed() -> Any:
-    """The deepspeed package, with its search for operators that can be compiled done: a second of a core.
-
-    Its shared-memory operator is switched off: it would be compiled first, for half a minute, and never be called.
-    """
-    with _quiet():
-        import deepspeed
-
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    return deepspeed
-
-
-def init_deepspeed() -> None:
-    """Hand DeepSpeed the process group that stands: once in a process, on every rank of a group of two or more."""
-    deepspeed = import_deepspeed()
-    with _quiet():
-        deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
 
 
 def unwatched(loaded: int, total: int) -> None:
@@ -68,7 +43,7 @@ def load_model(
 
     `progress(loaded, total)` counts bytes of this rank's shard. `prepare` may put other modules into the model while it
     has no weights, and change the plan with them: what the shard cache keeps is what it planned. `balance_mlp`: see
-    `balance`. Raises `ModelError` with one sentence when the model cannot be served.
+    `mlp_balance`. Raises `ModelError` with one sentence when the model cannot be served.
     """
     dtype = getattr(torch, config.dtype)
     checkpoint = open_checkpoint(config.path)
@@ -76,8 +51,8 @@ def load_model(
     skeleton = build_skeleton(config.path, hf, family, kv_replicas(hf, family, collectives.world), dtype)
     assembly = Assembly(skeleton, checkpoint, collectives, dtype)
     head = assembly.split_vocabulary()
-    layers = _apply_autotp(skeleton.base, collectives.world, dtype) if collectives.world > 1 else {}
-    shares = {name: _share(layer) for name, layer in layers.items()}
+    layers = apply_autotp(skeleton.base, collectives.world, dtype) if collectives.world > 1 else {}
+    shares = {name: share_of(layer) for name, layer in layers.items()}
     if balance_mlp:
         shapes = {name: tuple(layer.weight.shape) for name, layer in layers.items()}
         shares = even_out(shares, shapes, collectives, device)
@@ -100,33 +75,6 @@ def load_model(
         raise ModelError(f"{config.path}: nothing was found to fill {unfilled} with; {hf.model_type} cannot be loaded")
     model.eos_token_ids = eos_token_ids(config.path, hf)
     return model
-
-
-def _apply_autotp(base: Any, world: int, dtype: torch.dtype) -> dict[str, Any]:
-    """Shard the decoder's linear layers; each as DeepSpeed has it, by its name. `base` stays on meta."""
-    with _quiet():
-        import deepspeed
-        from deepspeed.module_inject.layers import TensorParallel_Layer
-
-        deepspeed.init_inference(
-            base, tensor_parallel={"tp_size": world}, dtype=dtype, replace_with_kernel_inject=False
-        )
-    base.to("meta")
-    return {name: layer for name, layer in base.named_modules() if isinstance(layer, TensorParallel_Layer)}
-
-
-def _share(layer: Any) -> Share:
-    """Ask an AutoTP layer to split row (or column) numbers as it would split a weight."""
-    from deepspeed.module_inject.layers import LinearAllreduce
-
-    if isinstance(layer, LinearAllreduce):
-        columns = torch.arange(layer._orig_weight_shape[1]).unsqueeze(0)
-        layer._tp_partition([columns])
-        kept = columns[0].tolist()
-        return Share(columns=(kept[0], kept[-1] + 1) if kept else (0, 0))
-    rows = torch.arange(layer._orig_weight_shape[0])
-    layer._tp_partition([rows])
-    return Share(rows=rows.cpu())
 
 
 def _fill(
@@ -156,20 +104,3 @@ def _rooms(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, device: to
     if device.type == "cpu":
         return side_by_side(shapes, dtype)
     return {name: torch.empty(shape, dtype=dtype, device=device) for name, shape in shapes.items()}
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep DeepSpeed's prints off standard output, which belongs to the parent process; they stay in our debug log."""
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(said):
-            yield
-    finally:
-        # Its logger holds on to the standard output it found; ours decides instead.
-        theirs = logging.getLogger("DeepSpeed")
-        theirs.handlers.clear()
-        theirs.propagate = True
-        theirs.setLevel(logging.ERROR)
-        if said.getvalue():
-            logger.debug("DeepSpeed: %s", said.getvalue().strip())

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from serving.config import ModelConfig
-from serving.engine.model_check import check_model
+from serving.engine.loading.model_check import check_model
 from serving.engine.models.families import FAMILIES
 from serving.errors import ModelError
 from tests.engine.tiny_models import MODELS, save_model
@@ -305,7 +305,7 @@ def test_the_check_does_not_need_deepspeed(llama: Path) -> None:
     program = (
         "import sys; sys.modules['deepspeed'] = None\n"
         "from pathlib import Path; from serving.config import ModelConfig\n"
-        "from serving.engine.model_check import check_model\n"
+        "from serving.engine.loading.model_check import check_model\n"
         "check_model(ModelConfig(path=Path(sys.argv[1])), 2)"
     )
     subprocess.run([sys.executable, "-c", program, str(llama)], check=True)

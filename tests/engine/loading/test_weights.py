@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from serving.engine import weights
-from serving.engine.checkpoint import StoredTensor, open_checkpoint
-from serving.engine.weights import SliceReader, TensorSlice, runs
+from serving.engine.loading import weights
+from serving.engine.loading.checkpoint import StoredTensor, open_checkpoint
+from serving.engine.loading.weights import SliceReader, TensorSlice, runs
 from serving.errors import ModelError
 
 ROWS, COLUMNS = 23, 10

@@ -5,33 +5,21 @@ What a layer's share is, DeepSpeed says (`Share`); here it is only combined with
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from serving.engine.checkpoint import Checkpoint
 from serving.engine.distributed.collectives import Collectives
 from serving.engine.layers.linear import ShardedLinear
 from serving.engine.layers.vocabulary import OutputHead, ShardedEmbedding, VocabSlice
+from serving.engine.loading.checkpoint import Checkpoint
+from serving.engine.loading.skeleton import Skeleton
+from serving.engine.loading.weights import Plan, Share, TensorSlice, runs
 from serving.engine.models.adapters import adapt_attention
 from serving.engine.models.families import head_dim
 from serving.engine.models.sharded_model import ShardedModel
-from serving.engine.skeleton import Skeleton
-from serving.engine.weights import Plan, Run, TensorSlice, runs
 from serving.errors import ModelError
-
-
-@dataclass(frozen=True)
-class Share:
-    """What AutoTP gave this rank of a linear layer: either some output rows, or a range of input columns."""
-
-    rows: Tensor | None = None
-    """int64: rows of the whole layer, in this order; None: all."""
-
-    columns: Run | None = None
-    """Columns of a row-parallel layer, whose results are to be summed; None: all, and nothing to sum."""
 
 
 class Assembly:
