@@ -16,6 +16,7 @@ from serving.engine.attention.select import make_attention, uses_cpu_kernels
 from serving.engine.distributed.broadcast import Broadcast, GroupBroadcast, Loopback
 from serving.engine.distributed.collectives import Collectives, make_collectives
 from serving.engine.distributed.heartbeat import Heartbeat
+from serving.engine.execution.runner import Runner
 from serving.engine.host_memory import populate, returned_at_once
 from serving.engine.loading.autotp import init_deepspeed
 from serving.engine.loading.cpu_layers import swap
@@ -24,7 +25,6 @@ from serving.engine.loading.weights import Plan
 from serving.engine.loop import follow, lead
 from serving.engine.models.sharded_model import ShardedModel
 from serving.engine.outbox import Outbox
-from serving.engine.runner import Runner
 from serving.engine.sampling.sampler import Sampler
 from serving.engine.scheduling.scheduler import Scheduler
 from serving.engine.watchdog import Watchdog

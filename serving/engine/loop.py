@@ -10,8 +10,8 @@ import threading
 import time
 
 from serving.engine.distributed.broadcast import LONGEST_SILENCE_S, Broadcast
+from serving.engine.execution.runner import Runner
 from serving.engine.outbox import Outbox
-from serving.engine.runner import Runner
 from serving.engine.scheduling.scheduler import Scheduler
 from serving.link import LinkServer
 

@@ -15,7 +15,7 @@ from serving.engine.attention.flash_backend import FlashAttention
 from serving.engine.attention.kv_cache import KVCache, KVShape, reserve
 from serving.engine.attention.torch_backend import RaggedAttention
 from serving.engine.distributed.collectives import make_collectives
-from serving.engine.mirror import Row
+from serving.engine.execution.replica import Row
 from serving.engine.sampling.sampler import Sampler, SamplingRow
 from serving.messages import Sampling
 from tests.support.requires import needs_cuda

@@ -5,7 +5,7 @@ import struct
 import pytest
 
 from serving.config import EngineConfig
-from serving.engine.mirror import Mirror
+from serving.engine.execution.replica import Mirror
 from serving.engine.scheduling.scheduler import Scheduler
 from serving.errors import ProtocolError
 from serving.messages import Delta, Pooling, Sampling, Submit, decode_plan, encode, floats

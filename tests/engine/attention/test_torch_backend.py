@@ -7,7 +7,7 @@ from torch import Tensor
 from serving.engine.attention.base import AttentionMetadata, AttentionSpec
 from serving.engine.attention.kv_cache import KVCache, KVShape, reserve
 from serving.engine.attention.torch_backend import RaggedAttention
-from serving.engine.mirror import Row
+from serving.engine.execution.replica import Row
 
 BLOCK = 4
 HEADS, KV_HEADS, DIM = 6, 3, 8

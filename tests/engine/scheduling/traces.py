@@ -9,7 +9,7 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 
 from serving.config import EngineConfig
-from serving.engine.mirror import Mirror, Row
+from serving.engine.execution.replica import Mirror, Row
 from serving.engine.scheduling.request import Request
 from serving.engine.scheduling.scheduler import Scheduler
 from serving.messages import Delta, Sampling, StepPlan, Submit, TokenId, decode_plan, encode

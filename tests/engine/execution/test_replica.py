@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.engine.mirror import Mirror, MirroredSequence, Row
+from serving.engine.execution.replica import Mirror, MirroredSequence, Row
 from serving.errors import ProtocolError
 from serving.messages import Chunk, NewSequence, Sampling, StepPlan
 from tests.engine.scheduling.traces import Engine, config, submit

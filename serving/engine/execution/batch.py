@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from serving.engine.attention.base import AttentionMetadata
-from serving.engine.mirror import Mirror, Row
+from serving.engine.execution.replica import Mirror, Row
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from serving.engine.mirror import MirroredSequence, Row
+from serving.engine.execution.replica import MirroredSequence, Row
 from serving.messages import Pooling
 
 

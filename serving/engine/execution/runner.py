@@ -7,10 +7,10 @@ from collections import defaultdict
 import torch
 
 from serving.engine.attention.base import BatchAttention
-from serving.engine.batch import build_batch
-from serving.engine.mirror import Mirror
+from serving.engine.execution.batch import build_batch
+from serving.engine.execution.pooling import Pools
+from serving.engine.execution.replica import Mirror
 from serving.engine.models.sharded_model import ShardedModel
-from serving.engine.pooling import Pools
 from serving.engine.sampling.sampler import Sampled, Sampler, SamplingRow
 from serving.messages import StepPlan
 
