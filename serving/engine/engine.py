@@ -24,9 +24,9 @@ from serving.engine.loading.loader import load_model, unwatched
 from serving.engine.loading.weights import Plan
 from serving.engine.loop import follow, lead
 from serving.engine.models.sharded_model import ShardedModel
-from serving.engine.outbox import Outbox
 from serving.engine.sampling.sampler import Sampler
 from serving.engine.scheduling.scheduler import Scheduler
+from serving.engine.sessions import Outbox
 from serving.engine.watchdog import Watchdog
 from serving.errors import ModelError
 from serving.link import LinkServer

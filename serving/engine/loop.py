@@ -11,8 +11,8 @@ import time
 
 from serving.engine.distributed.broadcast import LONGEST_SILENCE_S, Broadcast
 from serving.engine.execution.runner import Runner
-from serving.engine.outbox import Outbox
 from serving.engine.scheduling.scheduler import Scheduler
+from serving.engine.sessions import Outbox
 from serving.link import LinkServer
 
 

@@ -1,8 +1,8 @@
 """Which gateways rank 0 listens to: one that was silent or does not read is dropped, and told so when it speaks."""
 
 from serving.config import EngineConfig
-from serving.engine.outbox import Outbox
 from serving.engine.scheduling.scheduler import Scheduler
+from serving.engine.sessions import Outbox
 from serving.messages import Beat, Dropped, Pulse, Sampling, Submit, ToGateway
 
 GATEWAY, OTHER = b"gateway", b"other"
