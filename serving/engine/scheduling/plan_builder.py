@@ -7,7 +7,7 @@ from serving.messages import NewSequence
 
 
 @dataclass(slots=True)
-class Draft:
+class PlanBuilder:
     """A plan in the making."""
 
     budget: int

@@ -13,7 +13,7 @@ from typing import TypedDict
 from serving.config import EngineConfig
 from serving.engine.scheduling.admission import Limits
 from serving.engine.scheduling.block_manager import BlockManager
-from serving.engine.scheduling.plan_builder import Draft
+from serving.engine.scheduling.plan_builder import PlanBuilder
 from serving.engine.scheduling.request import Request, State
 from serving.engine.scheduling.waiting_queue import WaitingQueue
 from serving.errors import ProtocolError
@@ -94,50 +94,50 @@ class Scheduler:
     def schedule(self) -> StepPlan | None:
         """Every decode, then prefill chunks while the token budget lasts. None: there is nothing to tell anyone."""
         decodes = sum(len(request.tokens) - request.computed == 1 for request in self._running)
-        draft = Draft(self._config.max_batched_tokens - decodes)
-        self._continue_running(draft)
-        self._admit_waiting(draft)
-        if not (draft.decodes or draft.prefills or self._finished):
+        builder = PlanBuilder(self._config.max_batched_tokens - decodes)
+        self._continue_running(builder)
+        self._admit_waiting(builder)
+        if not (builder.decodes or builder.prefills or self._finished):
             return None
-        return self._seal(draft)
+        return self._seal(builder)
 
     def idle(self) -> StepPlan:
         """A plan that computes nothing: the heartbeat between requests."""
-        return self._seal(Draft(0))
+        return self._seal(PlanBuilder(0))
 
     def stop_plan(self) -> StepPlan:
         """The last plan: everyone leaves the loop."""
         return StepPlan(generation=self._generation, number=self._next_number(), stop=True)
 
-    def _continue_running(self, draft: Draft) -> None:
+    def _continue_running(self, builder: PlanBuilder) -> None:
         """Plan the running requests in order. One that is preempted comes last, so it is never planned already."""
         index = 0
         while index < len(self._running):
             request = self._running[index]
             index += 1
             left = len(request.tokens) - request.computed
-            count = min(left, draft.budget) if left > 1 else 1
-            if not count or not self._make_room(draft, request, request.computed + count):
+            count = min(left, builder.budget) if left > 1 else 1
+            if not count or not self._make_room(builder, request, request.computed + count):
                 continue
             if left == 1:
-                draft.decodes.append((request, 1))
+                builder.decodes.append((request, 1))
             else:
-                draft.prefill(request, count)
+                builder.prefill(request, count)
 
-    def _make_room(self, draft: Draft, request: Request, end: int) -> bool:
+    def _make_room(self, builder: PlanBuilder, request: Request, end: int) -> bool:
         """Give `request` blocks for its first `end` tokens, taken from the last in order; False if that is itself."""
         missing = self._blocks.blocks_for(end) - len(request.table.blocks)
         if missing <= 0:
             return True
         while self._blocks.available < missing:
             victim = self._running[-1]
-            self._preempt(draft, victim)
+            self._preempt(builder, victim)
             if victim is request:
                 return False
-        draft.placed.setdefault(request.handle, []).extend(self._blocks.allocate(request.table, missing))
+        builder.placed.setdefault(request.handle, []).extend(self._blocks.allocate(request.table, missing))
         return True
 
-    def _preempt(self, draft: Draft, request: Request) -> None:
+    def _preempt(self, builder: PlanBuilder, request: Request) -> None:
         """Back to the queue, before all that came after it; its tokens are kept, its blocks are not."""
         request.move(State.WAITING)
         self._running.remove(request)
@@ -145,11 +145,11 @@ class Scheduler:
         request.computed = 0
         self._waiting.push(request)
         self._preemptions += 1
-        draft.preempted.append(request.handle)
+        builder.preempted.append(request.handle)
 
-    def _admit_waiting(self, draft: Draft) -> None:
+    def _admit_waiting(self, builder: PlanBuilder) -> None:
         """Start waiting requests in order; the first that does not fit holds back the rest, so none is passed by."""
-        while draft.budget > 0 and not draft.preempted and len(self._running) < self._config.max_running:
+        while builder.budget > 0 and not builder.preempted and len(self._running) < self._config.max_running:
             request = self._waiting.head()
             if request is None:
                 return
@@ -158,7 +158,7 @@ class Scheduler:
             if not self._fits(request, hits):
                 return
             self._waiting.pop()
-            self._start(draft, request, hits)
+            self._start(builder, request, hits)
 
     def _fits(self, request: Request, hits: Sequence[int]) -> bool:
         """Whether there is room for all its tokens and, if it can grow that far, one block more.
@@ -169,38 +169,38 @@ class Scheduler:
         wanted = min(blocks.blocks_for(len(request.tokens)) + 1, blocks.blocks_for(request.limit - 1))
         return wanted - len(hits) + blocks.idle(hits) <= blocks.available
 
-    def _start(self, draft: Draft, request: Request, hits: list[int]) -> None:
+    def _start(self, builder: PlanBuilder, request: Request, hits: list[int]) -> None:
         request.move(State.RUNNING)
         insort(self._running, request, key=attrgetter("order"))
         self._blocks.share(request.table, hits)
         request.computed = len(hits) * self._config.block_size
         self._prefix_hit_tokens += request.computed
         if not request.announced:
-            self._announce(draft, request)
+            self._announce(builder, request)
         if hits:
-            draft.placed[request.handle] = hits
-        count = min(len(request.tokens) - request.computed, draft.budget)
-        self._make_room(draft, request, request.computed + count)
-        draft.prefill(request, count)
+            builder.placed[request.handle] = hits
+        count = min(len(request.tokens) - request.computed, builder.budget)
+        self._make_room(builder, request, request.computed + count)
+        builder.prefill(request, count)
 
-    def _announce(self, draft: Draft, request: Request) -> None:
+    def _announce(self, builder: PlanBuilder, request: Request) -> None:
         request.announced = True
         request.cached_tokens = min(request.computed, request.prompt_len)
-        draft.new.append(request.announcement())
+        builder.new.append(request.announcement())
 
-    def _seal(self, draft: Draft) -> StepPlan:
+    def _seal(self, builder: PlanBuilder) -> StepPlan:
         number = self._next_number()
-        self._in_flight = draft.decodes + draft.prefills
+        self._in_flight = builder.decodes + builder.prefills
         finished, self._finished = self._finished, []
         return StepPlan(
             generation=self._generation,
             number=number,
             finished=finished,
-            preempted=draft.preempted,
-            new=draft.new,
-            placed=draft.placed,
-            decode=[request.handle for request, _ in draft.decodes],
-            prefill=[Chunk(request.handle, request.computed, count) for request, count in draft.prefills],
+            preempted=builder.preempted,
+            new=builder.new,
+            placed=builder.placed,
+            decode=[request.handle for request, _ in builder.decodes],
+            prefill=[Chunk(request.handle, request.computed, count) for request, count in builder.prefills],
         )
 
     def _next_number(self) -> int:
