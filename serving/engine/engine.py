@@ -12,14 +12,14 @@ import torch.distributed as dist
 
 from serving.config import Config
 from serving.engine.attention.kv_cache import reserve
-from serving.engine.attention.select import make_attention, uses_cpu_kernels
+from serving.engine.attention.select import cpu_kernels_apply, make_attention
 from serving.engine.distributed.broadcast import Broadcast, GroupBroadcast, Loopback
 from serving.engine.distributed.collectives import Collectives, make_collectives
 from serving.engine.distributed.heartbeat import Heartbeat
 from serving.engine.execution.runner import Runner
 from serving.engine.host_memory import populate, returned_at_once
 from serving.engine.loading.autotp import init_deepspeed
-from serving.engine.loading.cpu_layers import swap
+from serving.engine.loading.cpu_layers import use_cpu_kernels
 from serving.engine.loading.loader import load_model, unwatched
 from serving.engine.loading.weights import Plan
 from serving.engine.loop import follow, lead
@@ -152,8 +152,8 @@ def build_engine(
     """As `load_engine`, on collectives that stand."""
 
     def prepare(model: ShardedModel, plan: Plan) -> None:
-        if uses_cpu_kernels(config.engine, model.kv_shape, device):
-            swap(model, plan, config.parallel.cpus_per_rank)
+        if cpu_kernels_apply(config.engine, model.kv_shape, device):
+            use_cpu_kernels(model, plan, config.parallel.cpus_per_rank)
 
     with returned_at_once():
         model = load_model(

@@ -10,7 +10,7 @@ from serving.engine.attention.kv_cache import KVCache, KVShape
 from serving.engine.attention.torch_backend import RaggedAttention
 
 
-def uses_cpu_kernels(config: EngineConfig, shape: KVShape, device: torch.device) -> bool:
+def cpu_kernels_apply(config: EngineConfig, shape: KVShape, device: torch.device) -> bool:
     """Whether the CPU kernels are asked for, and apply."""
     return config.native_kernels and cpu_backend.supports(shape, config.block_size, device)
 
@@ -19,7 +19,7 @@ def make_attention(
     config: EngineConfig, shape: KVShape, room: Tensor, threads: int, softcap: float | None
 ) -> BatchAttention:
     """The attention over the cache in `room`, which was reserved for this shape. `softcap`: of any layer's scores."""
-    if uses_cpu_kernels(config, shape, room.device):
+    if cpu_kernels_apply(config, shape, room.device):
         return cpu_backend.NativeAttention(shape, room, config.block_size, threads)
     cache = KVCache(shape, room, config.block_size)
     if flash_backend.supports(shape, config.block_size, room.device, softcap):

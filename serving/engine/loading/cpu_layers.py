@@ -1,4 +1,4 @@
-"""Swaps submodules of a model that has no weights yet for ones on the native kernels, and plans what these are made of.
+"""Replaces submodules of a model that has no weights yet by ones on the CPU kernels, and plans their weights.
 
 Hugging Face's layer code stays in between. What is not known to be the same is left alone: a model of any family runs,
 its fast parts fast.
@@ -19,12 +19,12 @@ from serving.engine.loading.weights import Plan, Prepared, TensorSlice
 from serving.engine.models.sharded_model import ShardedModel
 
 
-def swap(model: ShardedModel, plan: Plan, threads: int) -> None:
+def use_cpu_kernels(model: ShardedModel, plan: Plan, threads: int) -> None:
     """Replace what the kernels can do, in place in `model` and `plan`."""
-    Swap(model, plan, threads).run()
+    CpuLayerReplacer(model, plan, threads).run()
 
 
-class Swap:
+class CpuLayerReplacer:
     """The work on one model."""
 
     def __init__(self, model: ShardedModel, plan: Plan, threads: int) -> None:
@@ -40,7 +40,7 @@ class Swap:
         if self._fuses_layers:
             self._join_layers(self._model.base)
         if ops.packable(self._model.head.weight):
-            self._swap_vocabulary()
+            self._replace_vocabulary()
 
     def _join_layers(self, base: Any) -> None:
         base.rotary_emb = HalfRotary(base.rotary_emb)
@@ -59,13 +59,13 @@ class Swap:
         """Offer every submodule, those nearer to the root first; what was replaced is not entered."""
         for name, child in list(parent.named_children()):
             path = f"{prefix}.{name}"
-            swapped = self._swapped(path, child)
-            if swapped is None:
+            replacement = self._replacement(path, child)
+            if replacement is None:
                 self._replace(path, child)
             else:
-                setattr(parent, name, swapped)
+                setattr(parent, name, replacement)
 
-    def _swapped(self, path: str, module: Any) -> nn.Module | None:
+    def _replacement(self, path: str, module: Any) -> nn.Module | None:
         if self._fuses_layers and type(module).__name__ in KINDS:
             return self._layer(path, module)
         if isinstance(module, ShardedLinear) and ops.packable(module.weight):
@@ -102,7 +102,7 @@ class Swap:
         activation = ACTIVATIONS[self._act]
         return FusedLayer(module, model.heads, model.kv_heads, model.head_dim, activation)
 
-    def _swap_vocabulary(self) -> None:
+    def _replace_vocabulary(self) -> None:
         """Pack the head; a tied embedding goes on sharing its storage."""
         model = self._model
         embedding = model.base.get_input_embeddings()

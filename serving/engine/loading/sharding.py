@@ -55,7 +55,7 @@ class Assembly:
         """Our products in place of all linear layers, attention adapted, the rest as it is; still without weights."""
         for name, module in list(self._base.named_modules()):
             if name in shares or isinstance(module, nn.Linear):
-                self._swap(name, module, shares.get(name, Share()))
+                self._replace(name, module, shares.get(name, Share()))
         for name, _ in self._base.named_parameters():
             if f"base.{name}" not in self.plan:
                 self.plan[f"base.{name}"] = TensorSlice(self._skeleton.stored(self._checkpoint, name))
@@ -65,7 +65,7 @@ class Assembly:
         adapt_attention(self._base, heads, kv_heads, dim)
         return ShardedModel(self._base, head, self._vocab, heads=heads, kv_heads=kv_heads, head_dim=dim)
 
-    def _swap(self, name: str, layer: Any, share: Share) -> None:
+    def _replace(self, name: str, layer: Any, share: Share) -> None:
         in_decoder_layer = re.search(r"\.\d+\.", f".{name}")
         if self._collectives.world > 1 and in_decoder_layer and share.rows is None and share.columns is None:
             raise ModelError(

@@ -17,7 +17,7 @@ from serving.engine.kernels import abi, ops
 from serving.engine.layers import cpu_decoder
 from serving.engine.layers.cpu_decoder import FusedLayer, FusedLayers
 from serving.engine.loading.checkpoint import open_checkpoint
-from serving.engine.loading.cpu_layers import swap
+from serving.engine.loading.cpu_layers import use_cpu_kernels
 from serving.engine.loading.model_config import read_config
 from serving.engine.loading.sharding import Assembly, recompute_buffers
 from serving.engine.loading.skeleton import build_skeleton
@@ -62,14 +62,14 @@ def step_of(rows: int) -> abi.Step:
     return abi.Step(nowhere, nowhere, table, nowhere.int(), ops.scratch_for(BLOCK, 1))
 
 
-def swapped(name: str, folder: Path, dtype: torch.dtype) -> ShardedModel:
+def with_cpu_kernels(name: str, folder: Path, dtype: torch.dtype) -> ShardedModel:
     """A model as the kernels would compute it, its weights zeros."""
     save_model(name, folder)
     hf, family = read_config(ModelConfig(path=folder, max_model_len=32))
     skeleton = build_skeleton(folder, hf, family, 1, dtype)
     assembly = Assembly(skeleton, open_checkpoint(folder), Alone(), dtype)
     model = assembly.finish(assembly.split_vocabulary(), {})
-    swap(model, assembly.plan, 1)
+    use_cpu_kernels(model, assembly.plan, 1)
     for name, part in assembly.plan.items():
         model.assign(name, torch.zeros(part.shape, dtype=dtype))
     if "head.weight" not in assembly.plan:
@@ -80,7 +80,7 @@ def swapped(name: str, folder: Path, dtype: torch.dtype) -> ShardedModel:
 
 def fused(name: str, folder: Path) -> ShardedModel:
     """One whose layers are computed by one call."""
-    model = swapped(name, folder, torch.float32)
+    model = with_cpu_kernels(name, folder, torch.float32)
     cache = Cache(model.kv_heads, model.head_dim)
     for fused_layer in model.base.layers:
         fused_layer.attend = cache
@@ -138,7 +138,7 @@ def test_nothing_that_a_family_asks_of_the_kernels_is_refused(
         (cpu_decoder, "_compute"),
     ):
         monkeypatch.setattr(module, function, lambda *_, function=function: done.append(function))
-    model = swapped(name, tmp_path, dtype)
+    model = with_cpu_kernels(name, tmp_path, dtype)
     shape = KVShape(layers=model.layers, kv_heads=model.kv_heads, head_dim=model.head_dim, dtype=dtype)
     attention = NativeAttention(shape, reserve(shape, 2 * BLOCK, torch.device("cpu")), BLOCK, 1)
     ids = torch.tensor([3, 4, 5])
