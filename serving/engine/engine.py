@@ -26,7 +26,7 @@ from serving.engine.loop import follow, lead
 from serving.engine.models.sharded_model import ShardedModel
 from serving.engine.sampling.sampler import Sampler
 from serving.engine.scheduling.scheduler import Scheduler
-from serving.engine.sessions import Outbox
+from serving.engine.sessions import GatewaySessions
 from serving.engine.watchdog import Watchdog
 from serving.errors import ModelError
 from serving.link import LinkServer
@@ -101,9 +101,9 @@ class Engine:
             eos_token_ids=self._model.eos_token_ids,
         )
         timeout = self._config.fault.peer_timeout_s
-        outbox = Outbox(scheduler, link, self._generation, timeout, self.runner.seconds)
+        sessions = GatewaySessions(scheduler, link, self._generation, timeout, self.runner.seconds)
         with self._guarded():
-            lead(scheduler, self._broadcast, self.runner, link, outbox, stop)
+            lead(scheduler, self._broadcast, self.runner, link, sessions, stop)
 
     def follow(self) -> None:
         """Any other rank: compute what rank 0 says until it says stop. Raises `PeerLost`."""

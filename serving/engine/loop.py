@@ -12,16 +12,21 @@ import time
 from serving.engine.distributed.broadcast import LONGEST_SILENCE_S, Broadcast
 from serving.engine.execution.runner import Runner
 from serving.engine.scheduling.scheduler import Scheduler
-from serving.engine.sessions import Outbox
+from serving.engine.sessions import GatewaySessions
 from serving.link import LinkServer
 
 
 def lead(
-    scheduler: Scheduler, broadcast: Broadcast, runner: Runner, link: LinkServer, outbox: Outbox, stop: threading.Event
+    scheduler: Scheduler,
+    broadcast: Broadcast,
+    runner: Runner,
+    link: LinkServer,
+    sessions: GatewaySessions,
+    stop: threading.Event,
 ) -> None:
     """Rank 0: decide, tell, compute, hand out, until `stop` is set. Raises `PeerLost`."""
     while not stop.is_set():
-        outbox.take(link.receive(0.0 if scheduler.has_work else LONGEST_SILENCE_S))
+        sessions.receive(link.receive(0.0 if scheduler.has_work else LONGEST_SILENCE_S))
         began = time.perf_counter()
         plan = scheduler.schedule() or scheduler.idle()
         planned = time.perf_counter()
@@ -30,9 +35,9 @@ def lead(
         sampled = runner.execute(plan)
         if plan.computes:
             ready = time.perf_counter()
-            outbox.emit(scheduler.complete(plan, sampled.tokens, sampled.logprobs, sampled.embeddings))
-            outbox.account(sent, plan=planned - began, broadcast=told - planned, emit=time.perf_counter() - ready)
-        outbox.pulse()
+            sessions.send(scheduler.complete(plan, sampled.tokens, sampled.logprobs, sampled.embeddings))
+            sessions.record(sent, plan=planned - began, broadcast=told - planned, emit=time.perf_counter() - ready)
+        sessions.keep_alive()
     broadcast.send(scheduler.stop_plan())
 
 

@@ -27,7 +27,7 @@ from serving.messages import (
 log = logging.getLogger(__name__)
 
 
-class Outbox:
+class GatewaySessions:
     """Hands commands to the scheduler and results to the gateways that asked."""
 
     def __init__(
@@ -56,7 +56,7 @@ class Outbox:
         """Plans that computed something."""
         self._broadcast_bytes = 0
 
-    def take(self, arrivals: Sequence[tuple[bytes, ToEngine]]) -> None:
+    def receive(self, arrivals: Sequence[tuple[bytes, ToEngine]]) -> None:
         """Apply what gateways sent, and drop those that have been silent for too long."""
         now = self._clock()
         for peer, message in arrivals:
@@ -77,23 +77,23 @@ class Outbox:
     def _submit(self, peer: bytes, submit: Submit) -> None:
         ended = self._scheduler.add(submit, peer)
         if ended is not None:
-            self._send(peer, self._output([ended]))
+            self._deliver(peer, self._output([ended]))
 
-    def emit(self, results: Mapping[Hashable, list[Delta]]) -> None:
+    def send(self, results: Mapping[Hashable, list[Delta]]) -> None:
         """One message to each gateway with all that the step did to its requests."""
         self._steps += 1
         for peer, deltas in results.items():
             assert isinstance(peer, bytes)
-            self._send(peer, self._output(deltas))
+            self._deliver(peer, self._output(deltas))
 
-    def pulse(self) -> None:
+    def keep_alive(self) -> None:
         """Tell the gateways that were sent nothing for a while, or nothing ever, that rank 0 lives."""
         due = self._clock() - LONGEST_SILENCE_S / 2
         for peer in list(self._heard):
             if self._told.get(peer, float("-inf")) < due:
-                self._send(peer, Pulse(generation=self._generation, stats=self.stats()))
+                self._deliver(peer, Pulse(generation=self._generation, stats=self.stats()))
 
-    def _send(self, peer: bytes, message: ToGateway) -> None:
+    def _deliver(self, peer: bytes, message: ToGateway) -> None:
         if peer in self._dropped:
             return
         if self._link.send(peer, message):
@@ -108,7 +108,7 @@ class Outbox:
         self._heard.pop(peer, None)
         self._told.pop(peer, None)
 
-    def account(self, sent: int, **seconds: float) -> None:
+    def record(self, sent: int, **seconds: float) -> None:
         """Add a step's broadcast bytes and its seconds by phase."""
         self._broadcast_bytes += sent
         for phase, spent in seconds.items():

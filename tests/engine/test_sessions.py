@@ -2,7 +2,7 @@
 
 from serving.config import EngineConfig
 from serving.engine.scheduling.scheduler import Scheduler
-from serving.engine.sessions import Outbox
+from serving.engine.sessions import GatewaySessions
 from serving.messages import Beat, Dropped, Pulse, Sampling, Submit, ToGateway
 
 GATEWAY, OTHER = b"gateway", b"other"
@@ -27,7 +27,7 @@ class Link:
 
 
 class Desk:
-    """An outbox with its surroundings, on a clock that only moves when told."""
+    """The sessions with their surroundings, on a clock that only moves when told."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -35,11 +35,11 @@ class Desk:
         self.scheduler = Scheduler(
             EngineConfig(), generation=1, num_blocks=64, max_model_len=256, vocab_size=100, eos_token_ids=frozenset()
         )
-        self.outbox = Outbox(self.scheduler, self.link, 1, TIMEOUT_S, {}, lambda: self.now)  # type: ignore[arg-type]
+        self.sessions = GatewaySessions(self.scheduler, self.link, 1, TIMEOUT_S, {}, lambda: self.now)  # type: ignore[arg-type]
 
     def submit(self, peer: bytes) -> None:
         request = Submit(id="r", prompt=[1, 2, 3], sampling=Sampling(seed=0, max_tokens=8))
-        self.outbox.take([(peer, request)])
+        self.sessions.receive([(peer, request)])
 
     @property
     def requests(self) -> int:
@@ -52,7 +52,7 @@ def test_a_gateway_that_is_silent_for_too_long_loses_its_requests() -> None:
     desk.submit(GATEWAY)
     desk.submit(OTHER)
     desk.now = TIMEOUT_S + 1
-    desk.outbox.take([(OTHER, Beat())])
+    desk.sessions.receive([(OTHER, Beat())])
     assert desk.requests == 1
 
 
@@ -60,7 +60,7 @@ def test_what_came_while_rank_0_was_busy_counts_before_the_silence_does() -> Non
     desk = Desk()
     desk.submit(GATEWAY)
     desk.now = 10 * TIMEOUT_S
-    desk.outbox.take([(GATEWAY, Beat())])
+    desk.sessions.receive([(GATEWAY, Beat())])
     assert desk.requests == 1
 
 
@@ -68,9 +68,9 @@ def test_a_dropped_gateway_that_speaks_again_is_told_and_not_served() -> None:
     desk = Desk()
     desk.submit(GATEWAY)
     desk.now = TIMEOUT_S + 1
-    desk.outbox.take([])
+    desk.sessions.receive([])
     desk.submit(GATEWAY)
-    desk.outbox.pulse()
+    desk.sessions.keep_alive()
     assert desk.link.kinds(GATEWAY) == [Dropped]
     assert desk.requests == 0
 
@@ -79,19 +79,19 @@ def test_a_gateway_that_does_not_read_is_dropped_at_the_first_message_it_misses(
     desk = Desk()
     desk.submit(GATEWAY)
     desk.link.full.add(GATEWAY)
-    desk.outbox.pulse()
+    desk.sessions.keep_alive()
     assert desk.requests == 0
     desk.link.full.clear()
-    desk.outbox.pulse()
-    desk.outbox.take([(GATEWAY, Beat())])
+    desk.sessions.keep_alive()
+    desk.sessions.receive([(GATEWAY, Beat())])
     assert desk.link.kinds(GATEWAY) == [Dropped]
 
 
 def test_a_gateway_that_was_sent_nothing_for_a_while_hears_that_rank_0_lives() -> None:
     desk = Desk()
-    desk.outbox.take([(GATEWAY, Beat())])
-    desk.outbox.pulse()
-    desk.outbox.pulse()
+    desk.sessions.receive([(GATEWAY, Beat())])
+    desk.sessions.keep_alive()
+    desk.sessions.keep_alive()
     desk.now = 1.0
-    desk.outbox.pulse()
+    desk.sessions.keep_alive()
     assert desk.link.kinds(GATEWAY) == [Pulse, Pulse]
