@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from serving.engine.attention.base import AttentionMetadata
-from serving.engine.execution.replica import Mirror, Row
+from serving.engine.execution.replica import Row, SequenceTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,17 +27,17 @@ class Batch:
     """int64 [S], indices into T of the tokens whose successor is drawn."""
 
 
-def build_batch(mirror: Mirror, rows: Sequence[Row], block_size: int, device: torch.device) -> Batch:
+def build_batch(replica: SequenceTable, rows: Sequence[Row], block_size: int, device: torch.device) -> Batch:
     """Tensors for `rows` in their order."""
     counts = np.array([row.count for row in rows])
     ids: list[int] = []
     for row in rows:
-        ids += mirror.sequences[row.handle].tokens[row.start : row.start + row.count]
+        ids += replica.sequences[row.handle].tokens[row.start : row.start + row.count]
     table_of = np.repeat(np.arange(len(rows), dtype=np.int32), counts)
     ends = counts.cumsum()
     firsts = np.array([row.start for row in rows]) - (ends - counts)
     positions = np.arange(len(ids)) + firsts[table_of]
-    tables = _tables(mirror, rows, block_size)
+    tables = _tables(replica, rows, block_size)
     slots = tables[table_of, positions // block_size].astype(np.int64) * block_size + positions % block_size
     decodes = sum(row.decode for row in rows)
 
@@ -62,9 +62,9 @@ def build_batch(mirror: Mirror, rows: Sequence[Row], block_size: int, device: to
     )
 
 
-def _tables(mirror: Mirror, rows: Sequence[Row], block_size: int) -> NDArray[np.int32]:
+def _tables(replica: SequenceTable, rows: Sequence[Row], block_size: int) -> NDArray[np.int32]:
     used = [-(-(row.start + row.count) // block_size) for row in rows]
     tables = np.zeros((len(rows), max(used)), dtype=np.int32)
     for i, (row, count) in enumerate(zip(rows, used, strict=True)):
-        tables[i, :count] = mirror.sequences[row.handle].blocks[:count]
+        tables[i, :count] = replica.sequences[row.handle].blocks[:count]
     return tables

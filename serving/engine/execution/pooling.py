@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from serving.engine.execution.replica import MirroredSequence, Row
+from serving.engine.execution.replica import Row, SequenceState
 from serving.messages import Pooling
 
 
@@ -24,7 +24,7 @@ class Pools:
         for handle in handles:
             self._partial.pop(handle, None)
 
-    def take(self, rows: Sequence[Row], sequences: dict[int, MirroredSequence], hidden: Tensor) -> list[bytes]:
+    def take(self, rows: Sequence[Row], sequences: dict[int, SequenceState], hidden: Tensor) -> list[bytes]:
         """Take in a step's `hidden` [T, size]; the vectors that it completes, in order of rows."""
         complete: list[bytes] = []
         end = 0

@@ -1,6 +1,6 @@
 """What every rank knows of the sequences, rank 0 too, rebuilt from step plans alone.
 
-A plan is checked as a whole before any of it is applied, so an illegal one leaves the mirror as it was. The order is
+A plan is checked as a whole before any of it is applied, so an illegal one leaves the replica as it was. The order is
 `apply`, `rows`, compute, `commit`, then the next plan.
 """
 
@@ -14,7 +14,7 @@ from serving.messages import Chunk, NewSequence, Pooling, Sampling, StepPlan, To
 
 
 @dataclass(slots=True, kw_only=True)
-class MirroredSequence:
+class SequenceState:
     """One sequence as all ranks see it."""
 
     tokens: list[TokenId]
@@ -52,12 +52,12 @@ class _Extent(msgspec.Struct, frozen=True, gc=False):
     pooled: bool
 
 
-class Mirror:
-    """Sequences by handle. Every rank that applies the same plans and commits the same tokens has the same mirror."""
+class SequenceTable:
+    """Sequences by handle. Every rank that applies the same plans and commits the same tokens has the same replica."""
 
     def __init__(self, block_size: int | None = None) -> None:
         """With `block_size` given, a row that reaches beyond its sequence's blocks is refused too."""
-        self.sequences: dict[int, MirroredSequence] = {}
+        self.sequences: dict[int, SequenceState] = {}
         self._block_size = block_size
         self._generation: int | None = None
         """Of the first plan."""
@@ -78,7 +78,7 @@ class Mirror:
             self.sequences[handle].blocks.clear()
             self.sequences[handle].computed = 0
         for new in plan.new:
-            self.sequences[new.handle] = MirroredSequence(
+            self.sequences[new.handle] = SequenceState(
                 tokens=list(new.tokens), prompt_len=new.prompt_len, sampling=new.sampling, pooling=new.pooling
             )
         for handle, blocks in plan.placed.items():
@@ -157,7 +157,7 @@ class Mirror:
             raise ProtocolError(f"handle {handle} computes up to {end}, outside its {extent.blocks} blocks")
 
 
-def _check_differences(sequences: dict[int, MirroredSequence], plan: StepPlan) -> None:
+def _check_differences(sequences: dict[int, SequenceState], plan: StepPlan) -> None:
     """Whether `finished`, `preempted`, `new` and `placed` name sequences that they may name."""
     gone, new = set(plan.finished), {sequence.handle for sequence in plan.new}
     if len(gone) != len(plan.finished) or len(new) != len(plan.new) or len(set(plan.preempted)) != len(plan.preempted):
@@ -174,14 +174,14 @@ def _check_differences(sequences: dict[int, MirroredSequence], plan: StepPlan) -
         _check_new(sequences, sequence)
 
 
-def _check_new(sequences: dict[int, MirroredSequence], new: NewSequence) -> None:
+def _check_new(sequences: dict[int, SequenceState], new: NewSequence) -> None:
     if new.handle in sequences:
         raise ProtocolError(f"handle {new.handle} is new, and known already")
     if not 1 <= new.prompt_len <= len(new.tokens):
         raise ProtocolError(f"handle {new.handle} has {len(new.tokens)} tokens, {new.prompt_len} of them prompt")
 
 
-def _changed_extents(sequences: dict[int, MirroredSequence], plan: StepPlan) -> dict[int, _Extent | None]:
+def _changed_extents(sequences: dict[int, SequenceState], plan: StepPlan) -> dict[int, _Extent | None]:
     """Extents of the sequences that the plan's differences touch; None for those that are gone."""
     changed: dict[int, _Extent | None] = dict.fromkeys(plan.finished)
     for handle in plan.preempted:
@@ -194,5 +194,5 @@ def _changed_extents(sequences: dict[int, MirroredSequence], plan: StepPlan) -> 
     return changed
 
 
-def _extent_of(sequence: MirroredSequence) -> _Extent:
+def _extent_of(sequence: SequenceState) -> _Extent:
     return _Extent(len(sequence.tokens), sequence.computed, len(sequence.blocks), sequence.pooling is not None)

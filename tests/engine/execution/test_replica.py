@@ -1,4 +1,4 @@
-"""The mirror follows legal plans, and an illegal one leaves it as it was."""
+"""The replica follows legal plans, and an illegal one leaves it as it was."""
 
 import copy
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.engine.execution.replica import Mirror, MirroredSequence, Row
+from serving.engine.execution.replica import Row, SequenceState, SequenceTable
 from serving.errors import ProtocolError
 from serving.messages import Chunk, NewSequence, Sampling, StepPlan
 from tests.engine.scheduling.traces import Engine, config, submit
@@ -24,87 +24,87 @@ def plan(number: int, **differences: object) -> StepPlan:
     return msgspec.structs.replace(StepPlan(generation=3, number=number), **differences)
 
 
-def running() -> Mirror:
+def running() -> SequenceTable:
     """After plan 1: handle 1 decodes (6 tokens, 5 computed), handle 2 is half prefilled (4 of 7), block size 4."""
-    mirror = Mirror(block_size=4)
+    replica = SequenceTable(block_size=4)
     first = plan(
         1,
         new=[new(1, 10, 11, 12, 13, 14), new(2, *range(20, 27))],
         placed={1: [5, 6], 2: [7]},
         prefill=[Chunk(1, 0, 5), Chunk(2, 0, 4)],
     )
-    mirror.apply(first)
-    mirror.commit(first, [99])
-    return mirror
+    replica.apply(first)
+    replica.commit(first, [99])
+    return replica
 
 
 def test_a_new_sequence_is_known_with_its_blocks_and_its_sampled_token() -> None:
-    mirror = running()
-    assert mirror.sequences == {
-        1: MirroredSequence(tokens=[10, 11, 12, 13, 14, 99], prompt_len=5, sampling=PLAIN, blocks=[5, 6], computed=5),
-        2: MirroredSequence(tokens=list(range(20, 27)), prompt_len=7, sampling=PLAIN, blocks=[7], computed=4),
+    replica = running()
+    assert replica.sequences == {
+        1: SequenceState(tokens=[10, 11, 12, 13, 14, 99], prompt_len=5, sampling=PLAIN, blocks=[5, 6], computed=5),
+        2: SequenceState(tokens=list(range(20, 27)), prompt_len=7, sampling=PLAIN, blocks=[7], computed=4),
     }
 
 
 def test_rows_are_decodes_first_and_a_chunk_samples_where_it_reaches_the_end() -> None:
-    mirror = running()
+    replica = running()
     second = plan(2, placed={2: [8]}, decode=[1], prefill=[Chunk(2, 4, 3)])
-    mirror.apply(second)
-    assert mirror.rows(second) == [
+    replica.apply(second)
+    assert replica.rows(second) == [
         Row(1, 5, 1, samples=True, decode=True),
         Row(2, 4, 3, samples=True, decode=False),
     ]
-    mirror.commit(second, [98, 97])
-    assert mirror.sequences[1].tokens[-2:] == [99, 98]
-    assert mirror.sequences[2].tokens[-1] == 97
+    replica.commit(second, [98, 97])
+    assert replica.sequences[1].tokens[-2:] == [99, 98]
+    assert replica.sequences[2].tokens[-1] == 97
 
 
 def test_a_chunk_short_of_the_end_samples_nothing() -> None:
-    mirror = running()
+    replica = running()
     second = plan(2, placed={2: [8]}, prefill=[Chunk(2, 4, 2)])
-    mirror.apply(second)
-    assert [row.samples for row in mirror.rows(second)] == [False]
-    mirror.commit(second, [])
-    assert mirror.sequences[2].computed == 6
+    replica.apply(second)
+    assert [row.samples for row in replica.rows(second)] == [False]
+    replica.commit(second, [])
+    assert replica.sequences[2].computed == 6
 
 
 def test_a_finished_sequence_is_forgotten() -> None:
-    mirror = running()
-    mirror.apply(plan(2, finished=[1]))
-    assert list(mirror.sequences) == [2]
+    replica = running()
+    replica.apply(plan(2, finished=[1]))
+    assert list(replica.sequences) == [2]
 
 
 def test_a_preempted_sequence_keeps_its_tokens_and_starts_where_it_is_told() -> None:
-    mirror = running()
-    mirror.apply(plan(2, preempted=[1]))
-    assert mirror.sequences[1].blocks == []
+    replica = running()
+    replica.apply(plan(2, preempted=[1]))
+    assert replica.sequences[1].blocks == []
     third = plan(3, placed={1: [7, 9]}, prefill=[Chunk(1, 4, 2)])
-    mirror.apply(third)
-    assert mirror.rows(third) == [Row(1, 4, 2, samples=True, decode=False)]
-    assert mirror.sequences[1].tokens == [10, 11, 12, 13, 14, 99]
+    replica.apply(third)
+    assert replica.rows(third) == [Row(1, 4, 2, samples=True, decode=False)]
+    assert replica.sequences[1].tokens == [10, 11, 12, 13, 14, 99]
 
 
 def test_a_sequence_preempted_and_placed_in_one_plan_has_only_the_new_blocks() -> None:
-    mirror = running()
-    mirror.apply(plan(2, preempted=[1], placed={1: [9]}, prefill=[Chunk(1, 0, 4)]))
-    assert mirror.sequences[1].blocks == [9]
+    replica = running()
+    replica.apply(plan(2, preempted=[1], placed={1: [9]}, prefill=[Chunk(1, 0, 4)]))
+    assert replica.sequences[1].blocks == [9]
 
 
-def test_the_mirror_shares_no_list_with_the_plan() -> None:
-    mirror, announced = Mirror(block_size=4), new(1, 10)
+def test_the_replica_shares_no_list_with_the_plan() -> None:
+    replica, announced = SequenceTable(block_size=4), new(1, 10)
     first = plan(1, new=[announced], placed={1: [5]}, prefill=[Chunk(1, 0, 1)])
-    mirror.apply(first)
-    mirror.commit(first, [99])
+    replica.apply(first)
+    replica.commit(first, [99])
     assert announced.tokens == [10]
     assert first.placed == {1: [5]}
 
 
 def test_plans_without_rows_need_no_commit() -> None:
-    mirror = Mirror(block_size=4)
+    replica = SequenceTable(block_size=4)
     for number in (1, 2, 3):
-        mirror.apply(plan(number))
-        assert mirror.rows(plan(number)) == []
-    mirror.commit(plan(3), [])
+        replica.apply(plan(number))
+        assert replica.rows(plan(number)) == []
+    replica.commit(plan(3), [])
 
 
 ILLEGAL = {
@@ -144,57 +144,57 @@ ILLEGAL = {
 }
 
 
-def known(mirror: Mirror) -> object:
-    """All of a mirror's state, as a value."""
-    return copy.deepcopy(vars(mirror))
+def known(replica: SequenceTable) -> object:
+    """All of a replica's state, as a value."""
+    return copy.deepcopy(vars(replica))
 
 
 @pytest.mark.parametrize("illegal", ILLEGAL.values(), ids=ILLEGAL.keys())
 def test_an_illegal_plan_is_refused_and_changes_nothing(illegal: StepPlan) -> None:
-    mirror = running()
-    before = known(mirror)
+    replica = running()
+    before = known(replica)
     with pytest.raises(ProtocolError):
-        mirror.apply(illegal)
-    assert known(mirror) == before
-    mirror.apply(plan(2, decode=[1]))
+        replica.apply(illegal)
+    assert known(replica) == before
+    replica.apply(plan(2, decode=[1]))
 
 
 def test_a_decode_outside_its_blocks_is_refused() -> None:
-    mirror = Mirror(block_size=4)
+    replica = SequenceTable(block_size=4)
     first = plan(1, new=[new(1, 10, 11, 12, 13)], placed={1: [5]}, prefill=[Chunk(1, 0, 4)])
-    mirror.apply(first)
-    mirror.commit(first, [99])
+    replica.apply(first)
+    replica.commit(first, [99])
     with pytest.raises(ProtocolError, match="outside its 1 blocks"):
-        mirror.apply(plan(2, decode=[1]))
-    mirror.apply(plan(2, placed={1: [6]}, decode=[1]))
+        replica.apply(plan(2, decode=[1]))
+    replica.apply(plan(2, placed={1: [6]}, decode=[1]))
 
 
 def test_a_plan_before_the_last_one_was_committed_is_refused() -> None:
-    mirror = running()
-    mirror.apply(plan(2, decode=[1]))
-    before = known(mirror)
+    replica = running()
+    replica.apply(plan(2, decode=[1]))
+    before = known(replica)
     with pytest.raises(ProtocolError, match="before plan 2 was committed"):
-        mirror.apply(plan(3, decode=[1]))
-    assert known(mirror) == before
+        replica.apply(plan(3, decode=[1]))
+    assert known(replica) == before
 
 
 def test_a_commit_with_the_wrong_plan_or_count_is_refused_and_changes_nothing() -> None:
-    mirror, second = running(), plan(2, decode=[1])
-    mirror.apply(second)
-    before = known(mirror)
+    replica, second = running(), plan(2, decode=[1])
+    replica.apply(second)
+    before = known(replica)
     with pytest.raises(ProtocolError, match="samples 1 tokens, not 2"):
-        mirror.commit(second, [1, 2])
+        replica.commit(second, [1, 2])
     with pytest.raises(ProtocolError, match="is not the one applied last"):
-        mirror.commit(plan(1), [1])
-    assert known(mirror) == before
-    mirror.commit(second, [1])
+        replica.commit(plan(1), [1])
+    assert known(replica) == before
+    replica.commit(second, [1])
     with pytest.raises(ProtocolError, match="committed already"):
-        mirror.commit(second, [1])
+        replica.commit(second, [1])
 
 
 def test_the_first_plan_is_number_one() -> None:
     with pytest.raises(ProtocolError, match="plan 2 after plan 0"):
-        Mirror(block_size=4).apply(plan(2))
+        SequenceTable(block_size=4).apply(plan(2))
 
 
 PROMPTS = st.lists(st.lists(st.integers(3, 5), min_size=1, max_size=30), min_size=1, max_size=6)
@@ -203,7 +203,7 @@ FIELDS = st.sampled_from(["finished", "preempted", "decode"])
 
 @settings(max_examples=60)
 @given(PROMPTS, st.integers(0, 12), FIELDS, st.integers(0, 8))
-def test_any_wrong_handle_in_a_real_plan_leaves_the_mirror_unchanged(
+def test_any_wrong_handle_in_a_real_plan_leaves_the_replica_unchanged(
     prompts: list[list[int]], steps: int, where: str, handle: int
 ) -> None:
     """A plan of a real trace with one handle added is either refused whole, or as legal as the plan itself."""
@@ -214,9 +214,9 @@ def test_any_wrong_handle_in_a_real_plan_leaves_the_mirror_unchanged(
         engine.step()
     real = engine.scheduler.schedule() or engine.scheduler.idle()
     wrong = msgspec.structs.replace(real, **{where: [*getattr(real, where), handle]})
-    before = known(engine.mirror)
+    before = known(engine.replica)
     try:
-        engine.mirror.apply(wrong)
+        engine.replica.apply(wrong)
     except ProtocolError:
-        assert known(engine.mirror) == before
-        engine.mirror.apply(real)
+        assert known(engine.replica) == before
+        engine.replica.apply(real)

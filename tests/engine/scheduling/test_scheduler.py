@@ -328,7 +328,7 @@ def test_a_request_is_admitted_with_room_to_grow_by_a_block_if_it_can_grow() -> 
 
 def test_a_preempted_sequence_comes_back_without_being_new() -> None:
     life, _ = crowded()
-    length = len(life.mirror.sequences[2].tokens)
+    length = len(life.replica.sequences[2].tokens)
     plan = planned(life)
     while 2 not in plan.placed:
         plan = planned(life)
@@ -621,7 +621,7 @@ def play(engine: Engine, actions: Sequence[Action]) -> dict[tuple[str, str], Sub
 def test_every_request_ends_once_with_the_same_tokens_whatever_else_runs(
     engine: Engine, actions: Sequence[Action]
 ) -> None:
-    """`Engine` checks blocks, budget, decodes, mirror and KV content in every step on the way."""
+    """`Engine` checks blocks, budget, decodes, replica and KV content in every step on the way."""
     for key, accepted in play(engine, actions).items():
         outcome = engine.outcomes[key]
         assert outcome.ended

@@ -1,4 +1,4 @@
-"""A whole engine without tensors: scheduler, mirror, and a KV store that remembers what was written where.
+"""A whole engine without tensors: scheduler, replica, and a KV store that remembers what was written where.
 
 Each step checks all that must hold of any step, so a test only has to drive it. The sampled token is a function of the
 request's seed and the position alone, so `answer` can say beforehand what each request must get.
@@ -9,7 +9,7 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 
 from serving.config import EngineConfig
-from serving.engine.execution.replica import Mirror, Row
+from serving.engine.execution.replica import Row, SequenceTable
 from serving.engine.scheduling.request import Request
 from serving.engine.scheduling.scheduler import Scheduler
 from serving.messages import Delta, Sampling, StepPlan, Submit, TokenId, decode_plan, encode
@@ -64,7 +64,7 @@ class Engine:
             vocab_size=VOCAB,
             eos_token_ids=EOS,
         )
-        self.mirror = Mirror(config.block_size)
+        self.replica = SequenceTable(config.block_size)
         self.outcomes: dict[tuple[Hashable, str], Outcome] = {}
         self.store: dict[int, list[bytes]] = {block: [b""] * config.block_size for block in range(num_blocks)}
         """Block -> a fingerprint, at each offset, of the token written there, of all before it, and of the salt."""
@@ -86,7 +86,7 @@ class Engine:
         assert [handle for handle in decoding if handle not in plan.preempted] == plan.decode
         self._compute(plan)
         check_conservation(self.scheduler)
-        self._check_mirror()
+        self._check_replica()
         return plan
 
     def run(self, limit: int = 20_000) -> None:
@@ -95,7 +95,7 @@ class Engine:
             if self.step() is None:
                 break
         assert not self.scheduler.has_work
-        assert not self.mirror.sequences
+        assert not self.replica.sequences
         assert self.scheduler.counters()["kv_blocks_used"] == 0
 
     @property
@@ -104,8 +104,8 @@ class Engine:
 
     def _compute(self, plan: StepPlan) -> None:
         received = decode_plan(encode(plan))
-        self.mirror.apply(received)
-        rows = self.mirror.rows(received)
+        self.replica.apply(received)
+        rows = self.replica.rows(received)
         assert sum(row.count for row in rows) <= self.config.max_batched_tokens
         assert len(self._running) <= self.config.max_running
         for row in rows:
@@ -113,31 +113,31 @@ class Engine:
         for row in rows:
             self._write(row)
         sampled = [self._sample(row.handle) for row in rows if row.samples]
-        self.mirror.commit(received, sampled)
+        self.replica.commit(received, sampled)
         for owner, deltas in self.scheduler.complete(plan, sampled).items():
             for delta in deltas:
                 self._tell(owner, delta)
 
     def _check_reads(self, row: Row) -> None:
         """All that a row attends to was computed from its own tokens under its own salt, by a step before this one."""
-        sequence, size = self.mirror.sequences[row.handle], self.config.block_size
+        sequence, size = self.replica.sequences[row.handle], self.config.block_size
         for position, mark in zip(range(row.start), self._marks(row.handle), strict=False):
             assert self.store[sequence.blocks[position // size]][position % size] == mark
 
     def _write(self, row: Row) -> None:
-        sequence, size = self.mirror.sequences[row.handle], self.config.block_size
+        sequence, size = self.replica.sequences[row.handle], self.config.block_size
         marks = list(self._marks(row.handle))
         for position in range(row.start, row.start + row.count):
             block = sequence.blocks[position // size]
-            assert sum(block in other.blocks for other in self.mirror.sequences.values()) == 1
+            assert sum(block in other.blocks for other in self.replica.sequences.values()) == 1
             self.store[block][position % size] = marks[position]
 
     def _marks(self, handle: int) -> Iterator[bytes]:
         salt = next(one.table.root for one in self.scheduler._requests.values() if one.handle == handle)
-        return fingerprints(self.mirror.sequences[handle].tokens, salt)
+        return fingerprints(self.replica.sequences[handle].tokens, salt)
 
     def _sample(self, handle: int) -> TokenId:
-        sequence = self.mirror.sequences[handle]
+        sequence = self.replica.sequences[handle]
         return draw(sequence.sampling.seed, len(sequence.tokens))
 
     def _tell(self, owner: Hashable, delta: Delta) -> None:
@@ -150,12 +150,12 @@ class Engine:
         outcome.cached_tokens += delta.cached_tokens
         outcome.deltas += 1
 
-    def _check_mirror(self) -> None:
+    def _check_replica(self) -> None:
         """Followers know each announced sequence as the scheduler does, preempted ones included."""
         for request in self.scheduler._requests.values():
             if not request.announced:
                 continue
-            sequence = self.mirror.sequences[request.handle]
+            sequence = self.replica.sequences[request.handle]
             assert sequence.tokens == request.tokens
             assert sequence.blocks == request.table.blocks
             assert sequence.computed == request.computed
