@@ -94,12 +94,9 @@ def _text(documents: list[dict[str, Any]], as_json: bool) -> str:
 
 
 def _documents(spec: ClusterSpec, allow_single_node: bool) -> list[dict[str, Any]]:
-    """What is applied: for a standing cluster also the command that serves on it."""
     from cluster.manifests.render import render as render_spec
-    from cluster.manifests.serve_job import submission
 
-    documents = render_spec(spec, allow_single_node=allow_single_node)
-    return [*documents, submission(spec)] if spec.ray.kind == "cluster" else documents
+    return render_spec(spec, allow_single_node=allow_single_node)
 
 
 @app.command(epilog=f"Example: gangway cluster doctor {EXAMPLE}")
@@ -255,7 +252,6 @@ def submit(
     """Run the serving command again on a standing RayCluster (`ray.kind: cluster`); with --batch a batch job."""
     from cluster.commands.session import interruptible, opened
     from cluster.manifests.batch_job import batch_documents, batch_spec
-    from cluster.manifests.serve_job import submission
 
     spec, call = load_spec(config, overrides), batch_files or []
     if batch:
@@ -271,9 +267,10 @@ def submit(
         return
     if call or dry_run or wait:
         raise SpecError("INPUT, OUTPUT, --wait and --dry-run are for --batch")
-    document = submission(spec)
+    if spec.ray.kind != "cluster":
+        raise SpecError("ray.kind is job: KubeRay submits the command by itself", fix="run `gangway cluster up`")
     with opened(spec, kubeconfig, context, _say(as_json)) as work:
-        interruptible(lambda: work.resubmit(document), str(config))
+        interruptible(lambda: work.resubmit(spec.entrypoint), str(config))
         _tell_report(work, as_json)
 
 

@@ -1,13 +1,13 @@
 """Ends the serving command before its pods are deleted.
 
 KubeRay tells a job to stop when its RayJob goes, but deletes the pods in the same moment: what they were answering
-would be cut off.
+would be cut off. A standing cluster's command nobody else would stop.
 """
 
 from collections.abc import Callable
 
 from cluster.k8s.client import Client
-from cluster.k8s.kinds import RAY_JOB, Manifest
+from cluster.k8s.kinds import Manifest
 from cluster.status.dashboard import ask_dashboard
 from cluster.status.observer import Observer, Wait
 from cluster.status.snapshot import Gang, Snapshot, status
@@ -22,7 +22,8 @@ def drain(client: Client, gang: Gang, say: Callable[[str], None], wait: Wait, cl
 
     Where it cannot be told, or does not end, that is said and the deletion goes on: it must always be possible.
     """
-    snapshot = Observer(client, gang).look()
+    observer = Observer(client, gang)
+    snapshot = observer.look()
     job = snapshot.job
     if job is None or status(job).get("jobStatus") != "RUNNING" or job["metadata"].get("deletionTimestamp"):
         return
@@ -31,7 +32,7 @@ def drain(client: Client, gang: Gang, say: Callable[[str], None], wait: Wait, cl
         return
     say(f"stopping the job: requests that run are answered first, for {gang.drain_s:.0f} s at the most")
     deadline = clock() + gang.drain_s
-    while not _ended(client, job):
+    while not _ended(observer.look().job, job):
         if clock() >= deadline:
             say("the job has not ended in time, so requests that run are cut off")
             return
@@ -49,7 +50,5 @@ def _tell_to_stop(client: Client, snapshot: Snapshot) -> str | None:
     return None if code == 200 else f"Ray's dashboard answers {code}: {' '.join(text.split())[:200]}"
 
 
-def _ended(client: Client, job: Manifest) -> bool:
-    meta = job["metadata"]
-    now = client.find(RAY_JOB, meta["name"], meta["namespace"])
-    return now is None or now["metadata"]["uid"] != meta["uid"] or status(now).get("jobStatus") in ENDED
+def _ended(now: Manifest | None, job: Manifest) -> bool:
+    return now is None or now["metadata"]["uid"] != job["metadata"]["uid"] or status(now).get("jobStatus") in ENDED

@@ -7,6 +7,7 @@ not move.
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from http import HTTPStatus
 
 from cluster.commands.diff import Alteration, alteration
 from cluster.commands.drain import drain
@@ -26,6 +27,8 @@ from cluster.k8s.kinds import (
     kind_of,
 )
 from cluster.k8s.names import INSTALL, INSTANCE, MANAGED_BY, MANAGER
+from cluster.manifests import serve_loop
+from cluster.status.dashboard import ask_dashboard
 from cluster.status.diagnosis import FAILED, LOST, TABLE, Row, blocked_deletion, findings, hang
 from cluster.status.observer import OPERATOR_LABEL, Observer, Wait
 from cluster.status.snapshot import Gang, Snapshot, status, title
@@ -76,6 +79,7 @@ class Lifecycle:
             alterations = self._replace(documents, touched, recreate=recreate, force=force)
         observer = Observer(self.client, self.gang)
         observer.look()
+        self._remove_the_earlier_submission()
         self._apply(documents, alterations, force=force)
         return self.wait_ready(observer)
 
@@ -90,6 +94,13 @@ class Lifecycle:
                 raise
             return
         require_an_operator_that_serves(operators, self.gang.namespace, self.gang.kind)
+
+    def _remove_the_earlier_submission(self) -> None:
+        """Earlier versions submitted to a standing cluster by a RayJob, which would go on doing so next to the head."""
+        name = f"{self.gang.name[:41]}-serve"
+        for job in self._ours(RAY_JOB) if self.gang.kind == "cluster" else ():
+            if job["metadata"]["name"] == name and self.client.delete(RAY_JOB, name, self.gang.namespace):
+                self.say(f"deleting RayJob {name}: the head itself runs the command now")
 
     def _apply(self, documents: Sequence[Manifest], alterations: Sequence[Alteration], *, force: bool = False) -> None:
         for document, row in zip(documents, alterations, strict=True):
@@ -108,19 +119,22 @@ class Lifecycle:
                 return row
         raise ConflictError(f"{row.kind} {row.name} is being changed by others all the time", fix="run `up` again")
 
-    def resubmit(self, document: Manifest) -> Snapshot:
-        """Run a submission again on its standing cluster, and wait as `up` does."""
-        name = document["metadata"]["name"]
-        self._require_an_operator_that_serves()
+    def resubmit(self, command: str) -> Snapshot:
+        """Run the serving command again on its standing cluster, and wait as `up` does.
+
+        Raises `ConflictError` where there is no such cluster, and `WorkloadError` where Ray does not take the command.
+        """
         if self.client.find(RAY_CLUSTER, self.gang.name, self.gang.namespace) is None:
             raise ConflictError(f"there is no RayCluster {self.gang.name}", fix="run `gangway cluster up` first")
         self._drain()
-        if self.client.delete(RAY_JOB, name, self.gang.namespace):
-            self.say(f"deleting RayJob {name}, the earlier submission")
-            self._wait_gone((RAY_JOB,))
         observer = Observer(self.client, self.gang)
-        observer.look()
-        self._apply([document], self.compare([document]))
+        code, text = ask_dashboard(
+            self.client, observer.look(), "/api/jobs/", method="POST", body=serve_loop.request(command)
+        )
+        if code != HTTPStatus.OK:
+            told = " ".join(text.split())[:200]
+            raise WorkloadError(f"Ray's dashboard does not take the command: {code or 'no answer'}: {told}")
+        self.say(f"submitted: {command}")
         return self.wait_ready(observer)
 
     def create(self, documents: Sequence[Manifest]) -> None:

@@ -56,12 +56,12 @@ _SECRET = re.compile(
 )
 _TAGGED_RAY = re.compile(r"ray[-_.]?v?(\d+\.\d+\.\d+)", re.IGNORECASE)
 
-NEVER_SERVED = {"scheduler-plugins"}
+NO_JOBS = {"scheduler-plugins"}
 """Schedulers for which KubeRay refuses every RayJob ("currently only RayCluster is supported"), at every look, without
-an event; the command that serves is submitted by one, whatever `ray.kind` (KubeRay 1.7, `batchscheduler/`)."""
+an event (KubeRay 1.7, `batchscheduler/`)."""
 
-ONLY_JOBS = {"volcano"}
-"""Schedulers for which it refuses a RayJob that selects a standing cluster, as silently."""
+JOBS_REFUSED = "KubeRay refuses every RayJob with it"
+STANDING_INSTEAD = "set ray.kind to cluster"
 
 TAKEN = ("/etc", "/var/cache/gangway", "/dev", "/proc", "/sys")
 """Folders of the image that no volume may cover."""
@@ -180,8 +180,8 @@ def _tag(ref: str) -> str:
 
 def _gang(spec: ClusterSpec) -> Iterator[str]:
     gang = spec.gang
-    if (hopeless := why_never(gang.scheduler, spec.ray.kind)) is not None:
-        yield f"gang.scheduler {gang.scheduler}: {'; '.join(hopeless)}"
+    if is_refused(gang.scheduler, spec.ray.kind):
+        yield f"gang.scheduler {gang.scheduler}: {JOBS_REFUSED}; {STANDING_INSTEAD}"
     if gang.scheduler in {"kueue", "kai"} and gang.queue is None:
         yield f"gang.queue: {gang.scheduler} leaves pods without a queue pending for ever; name one"
     if gang.queue is not None and gang.scheduler not in WITH_QUEUES:
@@ -194,16 +194,9 @@ def _gang(spec: ClusterSpec) -> Iterator[str]:
         yield "gang.topology: KAI's topology_level needs the name of its Topology, and nothing else takes one"
 
 
-def why_never(scheduler: str, kind: str) -> tuple[str, str] | None:
-    """Why nothing could ever be served where KubeRay's operator was started for this scheduler, and what to do; None
-    where it could.
-    """
-    if scheduler in NEVER_SERVED:
-        why = "KubeRay refuses every RayJob with it, and so the command that serves"
-        return why, "use none, volcano, yunikorn, kueue, kai or in-tree, and start the operator for that"
-    if scheduler in ONLY_JOBS and kind == "cluster":
-        return "KubeRay refuses to submit a command to a standing cluster with it", "set ray.kind to job"
-    return None
+def is_refused(scheduler: str, kind: str) -> bool:
+    """Whether KubeRay would silently refuse that kind where its operator was started for this scheduler."""
+    return kind == "job" and scheduler in NO_JOBS
 
 
 def _env(spec: ClusterSpec) -> Iterator[str]:

@@ -89,11 +89,12 @@ class RayConfig(Section):
     """Ray's version, which must be the image's; 2.53.0 or later."""
 
     kind: Literal["job", "cluster"] = "job"
-    """job: a RayJob, which KubeRay forms again as a whole when it ends. cluster: a RayCluster that stays, to which the
-    command is submitted; Volcano refuses that, and the scheduler `in-tree` knows nothing else."""
+    """job: a RayJob, which KubeRay forms again as a whole when it ends. cluster: a RayCluster that stays; its head runs
+    the command, and so does a new head after it. The scheduler `scheduler-plugins` takes nothing else."""
 
     backoff_limit: int = Field(default=3, ge=0)
-    """RayJob: how often KubeRay forms the whole cluster again after the command has failed for good."""
+    """How often a command that has failed for good is begun again: by KubeRay with a whole new cluster (job), or by the
+    head (cluster)."""
 
     gang_wait_s: int = Field(default=3600, ge=1)
     """RayJob: longest wait for all pods, in seconds, before the job fails. Long enough for new nodes to start."""
@@ -160,8 +161,8 @@ class GangConfig(Section):
 
     scheduler: Literal["none", "volcano", "yunikorn", "kueue", "kai", "scheduler-plugins", "in-tree"] = "none"
     """The gang scheduler that the KubeRay operator was started for (Kueue needs no such start). none: pods are placed
-    one by one, and two gangs can each hold half of what both need. Refused: scheduler-plugins, with which KubeRay takes
-    no RayJob, and volcano with `ray.kind: cluster`."""
+    one by one, and two gangs can each hold half of what both need. With scheduler-plugins KubeRay takes no RayJob: it
+    needs `ray.kind: cluster`, and there are no batch jobs."""
 
     queue: LabelValue | None = None
     """Queue: Volcano's Queue, YuniKorn's queue, Kueue's LocalQueue, KAI's queue. Kueue and KAI need one."""

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
-from cluster.config.rules import why_never
+from cluster.config.rules import JOBS_REFUSED, STANDING_INSTEAD, is_refused
 from cluster.config.spec import ClusterSpec
 from cluster.doctor.facts import Facts
 from cluster.errors import PlatformError
@@ -58,8 +58,8 @@ def _operator(deployment: Manifest, spec: ClusterSpec) -> Told:
 def _batch_scheduler(arguments: list[str], spec: ClusterSpec) -> Told:
     found = batch_scheduler(arguments)
     wanted = SCHEDULER_ARGUMENTS.get(spec.gang.scheduler)
-    if (hopeless := why_never(found, spec.ray.kind)) is not None:
-        yield "fail", f"the operator runs --batch-scheduler={found}: {hopeless[0]}", hopeless[1]
+    if is_refused(found, spec.ray.kind):
+        yield "fail", f"the operator runs --batch-scheduler={found}: {JOBS_REFUSED}", STANDING_INSTEAD
     elif wanted is not None and found != wanted:
         fix = f"start the operator with --batch-scheduler={wanted} (helm: batchScheduler.name)"
         yield "fail", f"the operator runs --batch-scheduler={found!r}, so gang labels are ignored", fix
@@ -68,15 +68,14 @@ def _batch_scheduler(arguments: list[str], spec: ClusterSpec) -> Told:
 
 
 def require_an_operator_that_serves(deployments: Iterable[Manifest], namespace: str, kind: str) -> None:
-    """Raises `PlatformError` where the operator of this namespace would never submit the command, and never say so."""
+    """Raises `PlatformError` where the operator of this namespace would refuse the RayJob, and never say so."""
     for deployment in deployments:
         arguments = _arguments(deployment)
         watched = argument(arguments, "watch-namespace")
         found = batch_scheduler(arguments)
-        hopeless = why_never(found, kind)
-        if hopeless is not None and (not watched or namespace in watched.split(",")):
-            why, fix = hopeless
-            raise PlatformError(f"KubeRay's operator runs --batch-scheduler={found}: {why}", fix=fix)
+        if is_refused(found, kind) and (not watched or namespace in watched.split(",")):
+            text = f"KubeRay's operator runs --batch-scheduler={found}: {JOBS_REFUSED}"
+            raise PlatformError(text, fix=STANDING_INSTEAD)
 
 
 def _arguments(deployment: Manifest) -> list[str]:

@@ -144,11 +144,13 @@ class Client:
         method: str = "GET",
         headers: dict[str, str] | None = None,
         query: Query | None = None,
+        body: Manifest | None = None,
     ) -> tuple[int, str]:
         """Ask through the API server's proxy: the HTTP status (0: no answer) and the body. Not retried."""
         target = f"{SERVICE.path(namespace, f'{service}:{port}')}/proxy/{quote(path.lstrip('/'))}"
         try:
-            answer = self._once(method, target, query or [], None, None, (5.0, 10.0), headers)
+            media = None if body is None else "application/json"
+            answer = self._once(method, target, query or [], body, media, (5.0, 10.0), headers)
         except urllib3.exceptions.HTTPError as error:
             return 0, str(error)
         return answer.status, answer.read().decode(errors="replace")

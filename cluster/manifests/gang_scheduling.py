@@ -18,7 +18,7 @@ _OWN_PRIORITY = {"volcano", "kai", "kueue"}
 
 
 def gang_labels(gang: GangConfig, name: str) -> dict[str, str]:
-    """Labels of the RayJob or RayCluster called `name`. `rules` refuses scheduler-plugins before."""
+    """Labels of the RayJob or RayCluster called `name`."""
     return _LABELS[gang.scheduler](gang, name)
 
 
@@ -81,5 +81,6 @@ _LABELS: dict[str, Callable[[GangConfig, str], dict[str, str]]] = {
     "yunikorn": _yunikorn,
     "kueue": _kueue,
     "kai": _kai,
+    "scheduler-plugins": _enabled,
     "in-tree": _enabled,
 }

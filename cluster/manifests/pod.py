@@ -1,8 +1,8 @@
 """Pod templates of the head and of the ranks. Pure.
 
 Both end with their Ray process (restartPolicy Never): a pod that fails is replaced by KubeRay, with a Ray node that
-knows nothing of the old one. Probes ask the raylet, as KubeRay submits the command that loads the model only when all
-pods are ready; `ranks_ready` says what more the pods with ranks ask, and how they still get there.
+knows nothing of the old one. Probes ask the raylet, as KubeRay submits a RayJob's command, which loads the model, only
+when all pods are ready; `ranks_ready` says what more the pods with ranks ask, and how they still get there.
 """
 
 import math
@@ -31,6 +31,9 @@ _END_RAY = "pkill -TERM -f '[r]ay start '"
 """KubeRay's bash, the first process of the pod, ignores SIGTERM, so that a pod would last its whole grace period. The
 raylet tells the head that it goes: the others hear of it at once, and not after 6 s of silence."""
 
+_END_LOOP = "pkill -f '^[^ ]*python[^ ]* -m [c]luster.manifests.serve_loop '"
+"""First, so that no other command is submitted in this one's place."""
+
 _END_COMMAND = "gangway='^[^ ]*python[^ ]* [^ ]*/[g]angway (serve|batch) '; pkill -TERM -f \"$gangway\""
 _COMMAND_RUNS = 'pgrep -f "$gangway" >/dev/null'
 
@@ -52,7 +55,13 @@ def head_template(spec: ClusterSpec, config_hash: str) -> dict[str, Any]:
         "tolerations": _node_lost(spec),
     }
     container["readinessProbe"] = _raylet_lives(failures=6)
-    container["lifecycle"] = _before_the_end(f"{_END_COMMAND} && while {_COMMAND_RUNS}; do sleep 0.5; done; {_END_RAY}")
+    end_loop = ""
+    if spec.ray.kind == "cluster":
+        container["command"] = [f"{_beside_ray(spec)} && {_serve_loop(spec)}"]
+        end_loop = f"{_END_LOOP}; "
+    container["lifecycle"] = _before_the_end(
+        f"{end_loop}{_END_COMMAND} && while {_COMMAND_RUNS}; do sleep 0.5; done; {_END_RAY}"
+    )
     if spec.nodes.head_selector:
         pod["nodeSelector"] = dict(spec.nodes.head_selector)
     return {"metadata": _metadata(spec, HEAD, config_hash, {}), "spec": pod}
@@ -140,6 +149,11 @@ def _beside_ray(spec: ClusterSpec) -> str:
     """What KubeRay runs in the pod's shell before `ray start`, which it adds with `&&`: it stays in the background."""
     as_json = " --json" if spec.serving.observe.log_json else ""
     return f"(python -m cluster.manifests.pod_output {RAY_LOGS}{as_json} &)"
+
+
+def _serve_loop(spec: ClusterSpec) -> str:
+    """On the head of a standing cluster, as `_beside_ray`: nobody else submits the command there."""
+    return f"(python -m cluster.manifests.serve_loop {spec.nodes.count} {spec.ray.backoff_limit} {spec.entrypoint} &)"
 
 
 def ranks_ready(spec: ClusterSpec) -> dict[str, Any]:

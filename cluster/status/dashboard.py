@@ -8,6 +8,7 @@ from cluster.errors import ClusterError
 from cluster.k8s.client import Client
 from cluster.k8s.kinds import SECRET, Manifest
 from cluster.manifests.network import DASHBOARD
+from cluster.manifests.serve_loop import attempt, is_tried_again, latest
 from cluster.status.snapshot import Snapshot, status
 
 TOKEN_HEADER = "X-Ray-Authorization"  # noqa: S105  its name
@@ -16,12 +17,21 @@ TOKEN_HEADER = "X-Ray-Authorization"  # noqa: S105  its name
 RANK_CLASS = "RayTrainWorker"
 """Name of the class whose actors are the ranks (Ray 2.60, `train/v2/_internal/execution/worker_group/worker.py`)."""
 
+DEPLOYMENT_STATUS = {"FAILED": "Failed", "STOPPED": "Complete", "SUCCEEDED": "Complete"}
+"""What KubeRay makes of Ray's word for a job."""
+
 MOST = "1000"
 """Rows of one answer, at the most."""
 
 
 def ask_dashboard(
-    client: Client, snapshot: Snapshot, path: str, *, method: str = "GET", query: dict[str, str] | None = None
+    client: Client,
+    snapshot: Snapshot,
+    path: str,
+    *,
+    method: str = "GET",
+    query: dict[str, str] | None = None,
+    body: Manifest | None = None,
 ) -> tuple[int, str]:
     """The HTTP status (0: no answer) and the body, or why it cannot be asked. Raises nothing."""
     service = status(snapshot.cluster).get("head", {}).get("serviceName")
@@ -33,8 +43,35 @@ def ask_dashboard(
         return 0, str(error)
     where = snapshot.gang.namespace
     return client.through_service(
-        service, DASHBOARD, path, where, method=method, headers=headers, query=list((query or {}).items())
+        service, DASHBOARD, path, where, method=method, headers=headers, query=list((query or {}).items()), body=body
     )
+
+
+def standing_job(client: Client, snapshot: Snapshot) -> Manifest | None:
+    """The job that serves on a standing cluster, or was the last to, in the form of KubeRay's RayJob; None where there
+    is none, or Ray cannot be asked.
+    """
+    code, text = ask_dashboard(client, snapshot, "/api/jobs/")
+    try:
+        found = latest(json.loads(text)) if code == 200 else None
+    except (ValueError, AttributeError, TypeError):
+        found = None
+    if found is None:
+        return None
+    name, retries = found["submission_id"], snapshot.gang.backoff_limit
+    stage = "Retrying" if is_tried_again(found, retries) else DEPLOYMENT_STATUS.get(found["status"], "Running")
+    return {
+        "kind": "job",
+        "metadata": {"name": name, "namespace": snapshot.gang.namespace, "uid": name},
+        "spec": {},
+        "status": {
+            "jobId": name,
+            "jobStatus": found["status"],
+            "jobDeploymentStatus": stage,
+            "message": found.get("message") or "",
+            "failed": attempt(found),
+        },
+    }
 
 
 def pods_with_ranks(client: Client, snapshot: Snapshot) -> frozenset[str] | None:

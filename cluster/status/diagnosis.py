@@ -41,6 +41,7 @@ SCHEDULER_NAMES = {
     "volcano": "volcano",
     "yunikorn": "yunikorn",
     "kai": "kai-scheduler",
+    "scheduler-plugins": "scheduler-plugins-scheduler",
 }
 """What the operator writes into pods, if it was started for that scheduler."""
 SCHEDULER_ARGUMENTS = {**{name: name for name in SCHEDULER_NAMES}, "kai": "kai-scheduler"}
@@ -191,7 +192,8 @@ def job_failed(snapshot: Snapshot) -> ClusterError | None:
     if job.get("jobDeploymentStatus") != "Failed" and job.get("jobStatus") not in ("FAILED", "STOPPED"):
         return None
     text = f"the job has failed: {job.get('reason') or job.get('jobStatus')}: {job.get('message', '')}"
-    return WorkloadError(text, fix="see `gangway cluster logs`; then `up --recreate`")
+    again = "up --recreate" if snapshot.gang.kind == "job" else "submit"
+    return WorkloadError(text, fix=f"see `gangway cluster logs`; then `{again}`")
 
 
 def pods_lost(snapshot: Snapshot) -> ClusterError | None:

@@ -5,6 +5,7 @@ Truth comes from lists; watches only wake, so a lost or late event costs time an
 
 import threading
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from cluster.errors import ClusterError
 from cluster.k8s.api_errors import Denied, Missing
@@ -23,7 +24,7 @@ from cluster.k8s.kinds import (
     Manifest,
 )
 from cluster.k8s.names import COMPONENT, HEAD, INSTANCE, service_name
-from cluster.manifests.serve_job import submission_name
+from cluster.status.dashboard import standing_job
 from cluster.status.losses import may_be_cut_off
 from cluster.status.snapshot import Gang, Health, Snapshot, condition, event_key, is_true, labels, status
 
@@ -41,8 +42,7 @@ class Observer:
     def look(self) -> Snapshot:
         """One snapshot. Raises `ClusterError` where even the gang's own objects cannot be read."""
         gang, client = self._gang, self._client
-        name = gang.name if gang.kind == "job" else submission_name(gang.name)
-        job = client.find(RAY_JOB, name, gang.namespace)
+        job = client.find(RAY_JOB, gang.name, gang.namespace) if gang.kind == "job" else None
         cluster = self._cluster(job)
         pods = client.list(POD, gang.namespace, labels=f"{INSTANCE}={gang.name}")
         events = _about((job, cluster, *pods), client.events(gang.namespace), gang)
@@ -50,7 +50,7 @@ class Observer:
         self._base = keys if self._base is None else self._base
         unplaced = any(condition(pod, "PodScheduled").get("status") == "False" for pod in pods)
         ready = any(is_true(pod, "Ready") for pod in pods if labels(pod).get(COMPONENT) == HEAD)
-        return Snapshot(
+        snapshot = Snapshot(
             gang=gang,
             job=job,
             cluster=cluster,
@@ -60,10 +60,11 @@ class Observer:
             nodes=self._where_allowed(NODE) if unplaced else (),
             homes=self._homes(pods),
             neighbours=self._where_allowed(POD) if unplaced else (),
-            queue=self._queue() if unplaced or (job or {"spec": {}})["spec"].get("suspend") else None,
+            queue=self._queue() if unplaced or (job or cluster or {"spec": {}})["spec"].get("suspend") else None,
             operators=() if status(cluster) or status(job) else self._where_allowed(DEPLOYMENT, OPERATOR_LABEL),
             health=self._health() if ready else Health(),
         )
+        return replace(snapshot, job=standing_job(client, snapshot)) if gang.kind == "cluster" and ready else snapshot
 
     def _cluster(self, job: Manifest | None) -> Manifest | None:
         name = self._gang.name if self._gang.kind == "cluster" else status(job).get("rayClusterName")

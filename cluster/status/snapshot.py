@@ -40,6 +40,7 @@ class Gang:
     delete_s: float = 300.0
     node_lost_s: float = 30.0
     drain_s: float = 55.0
+    backoff_limit: int = 3
 
     @property
     def size(self) -> str:
@@ -79,6 +80,7 @@ def gang_of(spec: ClusterSpec) -> Gang:
         delete_s=spec.timeouts.delete_s,
         node_lost_s=spec.timeouts.node_lost_s,
         drain_s=spec.serving.fault.drain_timeout_s + STOP_MARGIN_S + KUBERAY_POLL_S,
+        backoff_limit=spec.ray.backoff_limit,
     )
 
 
@@ -111,6 +113,7 @@ class Snapshot:
 
     gang: Gang
     job: Manifest | None = None
+    """The RayJob; of a standing cluster the job that Ray tells of, in its form."""
     cluster: Manifest | None = None
     pods: tuple[Manifest, ...] = ()
     events: tuple[Manifest, ...] = ()

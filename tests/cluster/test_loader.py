@@ -16,7 +16,6 @@ from cluster.doctor.probe import probe_documents
 from cluster.errors import SpecError
 from cluster.manifests.batch_job import batch_documents, batch_spec
 from cluster.manifests.render import render
-from cluster.manifests.serve_job import submission
 from tests.cluster.conftest import ROOT, TREE, MakeSpec, changed_tree
 
 BATCH = {"mount_path": "/work", "claim": "rows"}
@@ -50,7 +49,6 @@ def _put(section: Any, names: list[str], change: dict[str, Any]) -> Any:
 DOCUMENTS: dict[str, Callable[[ClusterSpec], object]] = {
     "checked": checked,
     "render": render,
-    "submission": submission,
     "batch_spec": batch_spec,
     "batch_documents": lambda spec: batch_documents(spec, ROWS),
     "probe_documents": probe_documents,

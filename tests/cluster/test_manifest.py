@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.config.loader import load_spec, make_spec
-from cluster.config.rules import why_never
+from cluster.config.rules import is_refused
 from cluster.errors import SpecError
 from cluster.k8s.names import COMPONENT, CONFIG_HASH, INSTANCE, SPEC_HASH
 from cluster.manifests.render import render, to_yaml
@@ -30,6 +30,7 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
     "kueue": {"gang": {"queue": "q", "priority_class": "high", "topology_level": "rack"}},
     "kai": {"gang": {"queue": "q", "topology": "t", "topology_level": "rack", "topology_required": False}},
     "in-tree": {"gang": {}},
+    "scheduler-plugins": {"gang": {}, "ray": {"kind": "cluster"}},
 }
 
 EVERYTHING: dict[str, Any] = {
@@ -120,12 +121,7 @@ def test_every_shipped_configuration_is_valid(path: Path, definitions: dict[str,
 
 @pytest.mark.parametrize(
     ("scheduler", "kind"),
-    [
-        (scheduler, kind)
-        for scheduler in SCHEDULERS
-        for kind in ("job", "cluster")
-        if why_never(scheduler, kind) is None
-    ],
+    [(scheduler, kind) for scheduler in SCHEDULERS for kind in ("job", "cluster") if not is_refused(scheduler, kind)],
 )
 def test_every_setting_renders_to_what_is_valid(scheduler: str, kind: str, definitions: dict[str, Definition]) -> None:
     gang = SCHEDULERS[scheduler]["gang"] | {"scheduler": scheduler}

@@ -98,11 +98,6 @@ def test_a_wrong_cluster_configuration_counts_as_a_wrong_configuration() -> None
         ({"ray": {"version": "nightly"}}, "ray.version: "),
         ({"image": {"ref": "gangway"}}, "image.ref: "),
         ({"gang": {"scheduler": "scheduler-plugins"}}, "KubeRay refuses every RayJob with it"),
-        (
-            {"gang": {"scheduler": "scheduler-plugins"}, "ray": {"kind": "cluster"}},
-            "KubeRay refuses every RayJob with it",
-        ),
-        ({"gang": {"scheduler": "volcano"}, "ray": {"kind": "cluster"}}, "set ray.kind to job"),
         ({"gang": {"scheduler": "kai"}}, "gang.queue: kai leaves pods without a queue pending"),
         ({"gang": {"scheduler": "kueue"}}, "gang.queue: kueue leaves pods without a queue pending"),
         ({"gang": {"queue": "q"}}, "gang.queue: the scheduler none has no queues"),

@@ -48,7 +48,7 @@ class Handler(BaseHTTPRequestHandler):
         self.kube.calls.append((self.command, self.path))
         try:
             self.kube.faults.strike(self.command, split.path, watch=self.query.get("watch") in TRUE)
-            self._route(unquote(split.path).rstrip("/") or "/")
+            self._route(unquote(split.path))
         except StatusError as error:
             self._refuse(error)
         except Disconnect:
@@ -78,7 +78,7 @@ class Handler(BaseHTTPRequestHandler):
             raise bad_request(f"the body is neither JSON nor YAML: {error}") from error
 
     def _route(self, path: str) -> None:
-        fixed = self._discovered(path)
+        fixed = self._discovered(path.rstrip("/") or "/")
         if fixed is not None:
             self._send(200, fixed)
         elif path == "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews" and self.command == "POST":
@@ -215,7 +215,7 @@ class Handler(BaseHTTPRequestHandler):
             raise StatusError(503, "ServiceUnavailable", text)
         # The server keeps `Authorization` to itself.
         told = {name.lower(): text for name, text in self.headers.items() if name.lower() != "authorization"}
-        self._send(*backend(self.command, target.rest, told))
+        self._send(*backend(self.command, target.rest, told, self.raw))
 
     def _watch(self, target: Target) -> None:
         asked = self.query.get("resourceVersion", "")

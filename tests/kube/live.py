@@ -8,8 +8,10 @@ each other, in whatever text names them.
 import base64
 import os
 import shlex
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +78,9 @@ class LiveKubelet(Kubelet):
             meta = pods.pop(uid)["metadata"]
             self.store.remove("pods", meta["name"], meta["namespace"])
         for uid in self._running.keys() - pods.keys():
-            self._running.pop(uid)[0].kill()
+            host, _ = self._running.pop(uid)
+            host.kill()
+            shutil.rmtree(host.folder / "r", ignore_errors=True)  # a new pod's file system is empty
         for uid, pod in pods.items():
             if uid not in self._running and (command := self._command(pod)) is not None:
                 host = self._network[pod["spec"]["nodeName"]]
@@ -126,6 +130,7 @@ class LiveKubelet(Kubelet):
         place = [f"--node-ip-address={host.address}", f"--temp-dir={host.folder / 'r'}"]
         start = [RAY, "start", *part, "--block", *given, *ours, *place, *SEPARATE]
         before = " ".join(pod["spec"]["containers"][0]["command"]).replace("/tmp/ray", str(host.folder / "r"))
+        before = self._mounts.translate(before)
         return ["bash", "-c", "--", f"{before} && ulimit -n 65536; {shlex.join(map(str, start))}"]
 
     def _head(self, pod: Object) -> str | None:
@@ -184,9 +189,9 @@ class LiveWorld(World):
     def __init__(self, server: KubeServer, network: Network) -> None:
         super().__init__(server)
         self.network = network
-        mounts = Mounts(network.folder, self.store)
-        self.operator = LiveOperator(self.store, self.clock, mounts)
-        self.kubelet = LiveKubelet(self.store, self.clock, network, mounts)
+        self._mounts = Mounts(network.folder, self.store)
+        self.operator = LiveOperator(self.store, self.clock, self._mounts)
+        self.kubelet = LiveKubelet(self.store, self.clock, network, self._mounts)
         self.kubelet.logs = server.logs
         for number, host in enumerate(network.hosts):
             self.add_nodes(host.name, gpus=0, labels={"role": "ranks" if number else "head"})
@@ -199,7 +204,8 @@ class LiveWorld(World):
             key = (meta["namespace"], "services", f"{meta['name']}:{port['port']}")
             self.server.backends.pop(key, None)
             if behind:
-                self.server.backends[key] = proxy(f"http://{behind[0]['status']['podIP']}:{target(behind[0], port)}")
+                url = f"http://{behind[0]['status']['podIP']}:{target(behind[0], port)}"
+                self.server.backends[key] = proxy(url, self._mounts.translate)
 
 
 def probed(host: Host, ask: Object) -> bool:
@@ -217,13 +223,13 @@ def target(pod: Object, port: Object) -> int:
     return named[wanted] if wanted in named else int(wanted)
 
 
-def proxy(url: str) -> Backend:
-    """What the API server's proxy does."""
+def proxy(url: str, translate: Callable[[str], str]) -> Backend:
+    """What the API server's proxy does; a command in the body finds its files."""
 
-    def answer(method: str, path: str, headers: Any) -> tuple[int, bytes]:
+    def answer(method: str, path: str, headers: Any, body: bytes) -> tuple[int, bytes]:
         kept = {name: text for name, text in headers.items() if name not in ("host", "content-length")}
         try:
-            told = httpx.request(method, url + path, headers=kept, timeout=30)
+            told = httpx.request(method, url + path, headers=kept, content=translate(body.decode()), timeout=30)
         except httpx.TransportError as error:
             return 503, f"error trying to reach service: {error}".encode()
         return told.status_code, told.content

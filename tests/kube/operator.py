@@ -18,6 +18,8 @@ from tests.kube.store import Change, Store, Write
 from tests.kube.write_back import JOB_FINALIZER, finalized, released
 
 Object = dict[str, Any]
+SCHEDULERS = {"scheduler-plugins": "scheduler-plugins-scheduler"}
+"""What it writes into pods, where that is not the name it was started with."""
 JOBS, CLUSTERS = "rayjobs.ray.io", "rayclusters.ray.io"
 
 
@@ -220,7 +222,7 @@ class Operator:
 
     def _schedule_by(self, pod: Object) -> None:
         if self.batch_scheduler:
-            pod["spec"]["schedulerName"] = self.batch_scheduler
+            pod["spec"]["schedulerName"] = SCHEDULERS.get(self.batch_scheduler, self.batch_scheduler)
 
     def _cluster_status(self, cluster: Object, denied: StatusError | None) -> None:
         pods = self._pods(cluster)

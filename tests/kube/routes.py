@@ -15,7 +15,7 @@ class Target:
     name: str = ""
     subresource: str = ""
     rest: str = ""
-    """What follows `/proxy`."""
+    """What follows `/proxy`, unchanged: a slash at the end counts."""
 
 
 def nothing_here() -> StatusError:
@@ -37,5 +37,6 @@ def parse(path: str, table: dict[str, Resource]) -> Target:
     resource = table.get(f"{parts[0]}.{group}" if group else parts[0]) if parts else None
     if resource is None or resource.version != version:
         raise nothing_here()
-    name, subresource, *rest = [*parts[1:], "", ""][: max(2, len(parts) - 1)]
-    return Target(resource=resource, namespace=namespace, name=name, subresource=subresource, rest="/" + "/".join(rest))
+    name, subresource, *_ = *parts[1:], "", ""
+    rest = path.partition("/proxy")[2] or "/"
+    return Target(resource=resource, namespace=namespace, name=name, subresource=subresource, rest=rest)

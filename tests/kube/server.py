@@ -17,7 +17,7 @@ from tests.kube.rbac import Rbac
 from tests.kube.resources import load_definition
 from tests.kube.store import Store
 
-Backend = Callable[[str, str, Mapping[str, str]], tuple[int, bytes]]
+Backend = Callable[[str, str, Mapping[str, str], bytes], tuple[int, bytes]]
 """What answers behind a Service or pod: (method, path, headers in lower case) to (status, body)."""
 
 KUBERAY = ("rayclusters", "rayjobs", "rayservices")

@@ -105,8 +105,40 @@ class LostPod:
         """That is KubeRay's."""
 
 
+def answers(world: LiveWorld) -> bool:
+    """Whether the model does, through the Service."""
+    try:
+        told = httpx.post(f"{address(world)}/predict", json=QUESTION, timeout=60)
+    except (httpx.TransportError, KeyError):  # a pod that is coming has no address yet
+        return False
+    return told.is_success and "Paris" in told.json()["outputs"][0]["text"]
+
+
+def test_a_standing_cluster_serves_again_when_asked_and_after_its_head_was_lost(
+    command: Callable[..., int], world: LiveWorld, capsys: pytest.CaptureFixture[str]
+) -> None:
+    standing = ("--set", "ray.kind=cluster")
+    assert command("up", *standing) == 0
+    assert answers(world)
+    assert command("submit", *standing) == 0
+    assert answers(world)
+    assert "stopping the job" in capsys.readouterr().out
+    (head,) = world.pods("head")
+    world.store.delete("pods", head["metadata"]["name"], head["metadata"]["namespace"])
+    eventually(lambda: world.pods("head") != [] and uid(world.pods("head")[0]) != uid(head) and answers(world))
+    assert command("up", *standing) == 0
+    assert world.store.select("rayjobs.ray.io") == []
+    assert command("down", *standing) == 0
+    assert "cut off" not in capsys.readouterr().out
+    assert world.store.select("pods") == []
+
+
+def uid(pod: dict[str, Any]) -> str:
+    return str(pod["metadata"]["uid"])
+
+
 def uids(world: LiveWorld) -> set[str]:
-    return {pod["metadata"]["uid"] for pod in world.pods()}
+    return {uid(pod) for pod in world.pods()}
 
 
 def test_a_rendered_gang_answers_through_its_service_survives_a_lost_pod_and_ends_what_it_has_begun(

@@ -14,7 +14,8 @@ from cluster.cli import app
 from cluster.config.loader import load_spec
 from cluster.doctor.facts import RIGHTS, RIGHTS_TO_DRAIN
 from cluster.errors import ConflictError, PlatformError, SpecError, WorkloadError
-from cluster.k8s.names import LAST_APPLIED
+from cluster.k8s.names import INSTANCE, LAST_APPLIED, MANAGED_BY, MANAGER
+from tests.e2e.server import eventually
 from tests.kube.scene import add_operator
 from tests.kube.server import KubeServer
 from tests.kube.store import Write
@@ -23,6 +24,7 @@ from tests.kube.world import Beat, World
 
 Command = Callable[..., int]
 Object = dict[str, Any]
+STANDING = ("--set", "ray.kind=cluster")
 BATCH = ("--batch", "--set", "storage.batch.mount_path=/work", "--set", "storage.batch.claim=rows")
 
 
@@ -108,27 +110,86 @@ def test_up_tells_what_it_would_do_and_does_nothing(
 def test_a_standing_cluster_gets_its_command_and_gets_it_again(
     command: Command, world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    standing = ("--set", "ray.kind=cluster")
-    assert command("up", *standing) == 0
-    before = world.store.select("rayjobs.ray.io")[0]["metadata"]["uid"]
-    assert command("submit", *standing) == 0
-    assert world.store.select("rayjobs.ray.io")[0]["metadata"]["uid"] != before
-    assert len(world.store.select("rayclusters.ray.io")) == 1
-    assert command("down", *standing) == 0
+    assert command("up", *STANDING) == 0
+    assert [job["status"] for job in world.standing.jobs] == ["RUNNING"]
+    assert command("up", *STANDING) == 0
+    assert command("submit", *STANDING) == 0
+    assert [job["status"] for job in world.standing.jobs] == ["STOPPED", "RUNNING"]
+    assert len({job["entrypoint"] for job in world.standing.jobs}) == 1
+    assert world.store.select("rayjobs.ray.io") == []
+    capsys.readouterr()
+    assert command("down", *STANDING) == 0
+    said = capsys.readouterr().out
+    assert "stopping the job" in said
+    assert "cut off" not in said
     assert world.store.select("rayclusters.ray.io") == []
 
 
-@pytest.mark.parametrize("batch_scheduler", ["volcano", "scheduler-plugins"])
-@pytest.mark.parametrize("verb", ["up", "submit"])
-def test_a_standing_cluster_that_its_operator_would_never_serve_is_refused_before_anything_is_applied(
-    command: Command, kube: KubeServer, batch_scheduler: str, verb: str
+def test_a_head_that_is_made_again_serves_again(command: Command, world: World) -> None:
+    assert command("up", *STANDING) == 0
+    (first,) = world.standing.jobs
+    (head,) = world.pods("head")
+    world.store.delete("pods", head["metadata"]["name"], head["metadata"]["namespace"])
+    eventually(lambda: world.standing.runs and world.standing.jobs[0]["submission_id"] != first["submission_id"])
+    assert command("up", *STANDING) == 0
+    assert command("status", *STANDING) == 0
+
+
+def test_a_command_that_fails_is_tried_again_and_then_told(
+    command: Command, world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    twice = (*STANDING, "--set", "ray.backoff_limit=2")
+    world.standing.falls_over = 2
+    assert command("up", *twice) == 0
+    assert [job["status"] for job in world.standing.jobs] == ["FAILED", "FAILED", "RUNNING"]
+    world.standing.falls_over = 3
+    with pytest.raises(WorkloadError, match="the job has failed: FAILED: it said why") as told:
+        command("submit", *twice)
+    assert told.value.fix is not None
+    assert "`submit`" in told.value.fix
+    assert world.standing.falls_over == 0
+    assert command("submit", *twice) == 0
+
+
+def test_the_submission_of_an_earlier_version_goes_when_its_head_does(
+    command: Command, world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = load_spec(CONFIG)
+    labels = {INSTANCE: spec.name, MANAGED_BY: MANAGER}
+    meta = {"name": f"{spec.name[:41]}-serve", "namespace": spec.namespace, "labels": labels}
+    body = {
+        "entrypoint": "gangway serve",
+        "submissionMode": "HTTPMode",
+        "clusterSelector": {"ray.io/cluster": spec.name},
+    }
+    world.store.create("rayjobs.ray.io", {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": meta, "spec": body})
+    assert command("up", *STANDING) == 0
+    assert "the head itself runs the command now" in capsys.readouterr().out
+    assert world.store.select("rayjobs.ray.io") == []
+
+
+def test_a_job_that_its_operator_would_refuse_for_ever_is_refused_before_anything_is_applied(
+    command: Command, kube: KubeServer
 ) -> None:
     set_scene(kube, load_spec(CONFIG))
-    add_operator(kube.store, batch_scheduler=batch_scheduler)
-    with pytest.raises(PlatformError, match=f"--batch-scheduler={batch_scheduler}: KubeRay refuses"):
-        command(verb, "--set", "ray.kind=cluster")
-    assert kube.store.select("rayclusters.ray.io") == []
+    add_operator(kube.store, batch_scheduler="scheduler-plugins")
+    with pytest.raises(PlatformError, match="--batch-scheduler=scheduler-plugins: KubeRay refuses every RayJob"):
+        command("up")
+    assert kube.store.select("rayjobs.ray.io") == []
     assert not [call for call in kube.calls if call[0] == "PATCH"]
+
+
+@pytest.mark.parametrize("scheduler", ["volcano", "yunikorn", "scheduler-plugins"])
+def test_a_standing_cluster_is_served_under_schedulers_that_refuse_its_jobs(
+    command: Command, kube: KubeServer, scheduler: str
+) -> None:
+    gang = ("--set", f"gang={{scheduler: {scheduler}}}")
+    set_scene(kube, load_spec(CONFIG))
+    with Beat(World(kube, batch_scheduler=scheduler)) as world:
+        assert command("doctor", *STANDING, *gang) == 0
+        assert command("up", *STANDING, *gang) == 0
+        assert world.standing.runs
+        assert command("down", *STANDING, *gang) == 0
 
 
 def test_a_job_is_not_submitted_by_hand(command: Command) -> None:
@@ -138,7 +199,7 @@ def test_a_job_is_not_submitted_by_hand(command: Command) -> None:
 
 def test_submitting_without_a_cluster_says_to_bring_it_up(command: Command, world: World) -> None:
     with pytest.raises(ConflictError, match="up` first"):
-        command("submit", "--set", "ray.kind=cluster")
+        command("submit", *STANDING)
 
 
 def test_a_batch_job_is_created_once_beside_the_serving_gang_and_goes(

@@ -160,8 +160,13 @@ def test_a_change_ends_a_wait_early(client: Client, kube: KubeServer) -> None:
 
 def test_logs_and_services_are_read_through_the_server(client: Client, kube: KubeServer) -> None:
     client.apply(gang()[0])
-    kube.backends["default", "services", "llama-http:8000"] = lambda method, path, _: (503, f"{method} {path}".encode())
-    assert client.through_service("llama-http", 8000, "/readyz", "default") == (503, "GET /readyz")
+    kube.backends["default", "services", "llama-http:8000"] = lambda method, path, _, body: (
+        503,
+        f"{method} {path} {body.decode()}".encode(),
+    )
+    assert client.through_service("llama-http", 8000, "/readyz", "default") == (503, "GET /readyz ")
+    asked = client.through_service("llama-http", 8000, "/api/jobs/", "default", method="POST", body={"a": 1})
+    assert asked == (503, 'POST /api/jobs/ {"a": 1}')
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "default"}, "spec": {}}
     kube.store.create("pods", pod)
     kube.logs["default", "p", False] = "one\ntwo\nthree\n"

@@ -12,6 +12,7 @@ from tests.kube.errors import StatusError
 from tests.kube.kubelet import Kubelet
 from tests.kube.nodes import NodeLifecycle
 from tests.kube.operator import Operator
+from tests.kube.ray_jobs import RayJobs
 from tests.kube.resources import Resource
 from tests.kube.scene import add_event, add_node, add_operator, condition_is
 from tests.kube.scheduler import place_all, requests
@@ -44,6 +45,7 @@ class World:
         self.unreachable = False
         """Whether a network policy keeps the API server's proxy out."""
         self._app_since: float | None = None
+        self.standing = RayJobs(self.clock)
         self.ranks: tuple[str, ...] = ()
         """Uids of the pods with ranks, which Ray has chosen."""
         self.lifecycle = NodeLifecycle(self.store, self.clock)
@@ -75,9 +77,11 @@ class World:
         return self.store.select("pods", labels=f"ray.io/node-type={role}")
 
     def _serve(self) -> None:
-        """The group forms once KubeRay has submitted, of pods that have joined; again when one with ranks is gone."""
+        """The group forms once its command runs, of pods that have joined; again when one with ranks is gone."""
         pods = self.store.select("pods", labels="ray.io/is-ray-node=yes")
         joined = [pod for pod in pods if self._has_joined(pod)]
+        heads = [pod for pod in joined if role(pod) == "head"]
+        self.standing.step(next(iter(heads), None), len(joined) - len(heads))
         if not self._complete(self.ranks, joined):
             self.ranks = self._ranks_among(joined)
             self._app_since = self.clock.now if self.ranks else None
@@ -89,13 +93,14 @@ class World:
 
     def _complete(self, ranks: tuple[str, ...], joined: list[Object]) -> bool:
         heads = {pod["metadata"]["uid"] for pod in joined if role(pod) == "head"}
-        return bool(ranks) and bool(heads) and set(ranks) <= {pod["metadata"]["uid"] for pod in joined}
+        there = {pod["metadata"]["uid"] for pod in joined}
+        return self._submitted() and bool(ranks) and bool(heads) and set(ranks) <= there
 
     def _ranks_among(self, joined: list[Object]) -> tuple[str, ...]:
-        """Ray's choice of pods for the ranks; none while a head or a pod is missing, or KubeRay has not submitted."""
+        """Ray's choice of pods for the ranks; none while a head or a pod is missing, or the command does not run."""
         clusters = self.store.select("rayclusters.ray.io")
         wanted = sum(group["minReplicas"] for cluster in clusters for group in cluster["spec"]["workerGroupSpecs"])
-        begun = clusters and all(cluster.get("status", {}).get("state") == "ready" for cluster in clusters)
+        begun = clusters and self._submitted()
         heads = [pod for pod in joined if role(pod) == "head"]
         workers = [pod["metadata"]["uid"] for pod in joined if role(pod) == "worker"]
         return tuple(workers[:wanted]) if begun and len(heads) == len(clusters) and len(workers) >= wanted else ()
@@ -105,8 +110,11 @@ class World:
 
     def _group_ready(self) -> bool:
         """What a pod's probe hears: no gateway answers before the command runs."""
+        return self._up() or not self._submitted()
+
+    def _submitted(self) -> bool:
         jobs = self.store.select("rayjobs.ray.io")
-        return self._up() or not any(job.get("status", {}).get("jobStatus") == "RUNNING" for job in jobs)
+        return self.standing.runs or any(job.get("status", {}).get("jobStatus") == "RUNNING" for job in jobs)
 
     def _offer(self, service: Object, pods: list[Object]) -> None:
         selector, meta = service["spec"].get("selector", {}), service["metadata"]
@@ -119,8 +127,8 @@ class World:
             else:
                 self.server.backends.pop(key, None)
 
-    def _dashboard(self, method: str, path: str, headers: Mapping[str, str]) -> tuple[int, bytes]:
-        """Ray's dashboard: it is told to stop a job, and lists nodes and actors."""
+    def _dashboard(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> tuple[int, bytes]:
+        """Ray's dashboard: it is told to begin and to stop a job, and lists jobs, nodes and actors."""
         (cluster,) = self.store.select("rayclusters.ray.io")
         secret = self.store.find("secrets", cluster["metadata"]["name"], cluster["metadata"]["namespace"])
         token = base64.b64decode(secret["data"]["auth_token"]).decode() if secret else None
@@ -131,13 +139,15 @@ class World:
         if (method, path) == ("GET", "/api/v0/actors"):
             living = [{"class_name": "RayTrainWorker", "state": "ALIVE", "node_id": uid} for uid in self.ranks]
             return 200, listed([*living, {"class_name": "RayTrainWorker", "state": "DEAD", "node_id": "old"}])
+        if (told := self.standing.answer(method, path, body)) is not None:
+            return told
         _, _, job, verb = path.strip("/").split("/")
         assert (method, verb) == ("POST", "stop")
         assert self.operator
         self.operator.stop_job(job)
         return 200, b'{"stopped": true}'
 
-    def _answer(self, method: str, path: str, headers: Mapping[str, str]) -> tuple[int, bytes]:
+    def _answer(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> tuple[int, bytes]:
         if self.unreachable:
             return 503, b"error trying to reach service: dial tcp 10.0.0.9:8000: connect: connection timed out"
         if path == "/readyz" and not self.no_gateway:
