@@ -8,20 +8,13 @@ import typer
 
 from serving.addresses import reason
 from serving.batch.arguments import hide_arguments
-from serving.batch.identity import batch_config, job_key
-from serving.batch.ledger import Ledger, open_ledger
-from serving.batch.parquet import (
-    SUFFIX,
-    ParquetSource,
-    columns_of,
-    is_output_of,
-    join,
-    open_parquet,
-    require_new_columns,
-)
-from serving.batch.places import UNUSABLE, Place, files_at, locate, name_of
+from serving.batch.input.jsonl import Source, open_source
+from serving.batch.input.parquet import SUFFIX, ParquetSource, open_parquet
+from serving.batch.job_config import batch_config, job_key
+from serving.batch.location import UNUSABLE, Place, files_at, locate, name_of
+from serving.batch.output.parquet import columns_of, is_output_of, join, require_new_columns
+from serving.batch.output.writer import Ledger, open_ledger
 from serving.batch.rows import Task
-from serving.batch.source import Source, open_source
 from serving.config import Config, load_config
 from serving.errors import OperatorError
 
@@ -143,7 +136,7 @@ def _run(
 ) -> None:
     """Imports Ray, so its environment must have been set."""
     from serving.batch.display import Meter, make_batch_display
-    from serving.batch.launch import BatchGroup, Interrupted, run_batch
+    from serving.batch.runner import BatchGroup, Interrupted, run_batch
     from serving.runtime.session import ray_session
 
     meter = Meter(ledger.progress, rows.size)

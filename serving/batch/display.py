@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from serving.batch.progress import Progress
+from serving.batch.output.checkpoint import Progress
 from serving.messages import Snapshot
 from serving.runtime.progress import PlainDisplay
 

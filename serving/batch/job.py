@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from itertools import islice
 
-from serving.batch.ledger import Ledger
+from serving.batch.output.writer import Ledger
 from serving.batch.rows import GENERATE, Call, Result, Row, Task, read_row
 
 Ask = Callable[[str, bytes], Awaitable[tuple[int, bytes]]]

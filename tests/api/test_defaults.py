@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from serving.batch.inside import application
+from serving.batch.in_process import application
 from serving.batch.rows import Row, read_row
 from serving.config import Config
 from serving.messages import Sampling

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import psutil
 
-from serving.batch.inside import Inside, application
+from serving.batch.in_process import Inside, application
+from serving.batch.input.jsonl import open_source
 from serving.batch.job import Job
-from serving.batch.ledger import open_ledger
-from serving.batch.places import locate
-from serving.batch.source import open_source
+from serving.batch.location import locate
+from serving.batch.output.writer import open_ledger
 from serving.gateway.service import Service
 from tests.fake_engine import FakeGroup, fake_group, until
 from tests.gateway.conftest import demo_tokenizer, make_config

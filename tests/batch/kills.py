@@ -21,8 +21,8 @@ from pathlib import Path
 
 import psutil
 
-from serving.batch.places import locate
-from serving.batch.progress import read_progress
+from serving.batch.location import locate
+from serving.batch.output.checkpoint import read_progress
 from tests.batch.bucket import open_bucket
 from tests.e2e.server import CONFIG, MODEL, Process, eventually, gangway
 

@@ -8,9 +8,10 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import pytest
 
 from cluster.config.loader import load_spec
-from serving.batch.identity import batch_config, job_key
-from serving.batch.parquet import ANSWERS, join, open_parquet
-from serving.batch.places import locate
+from serving.batch.input.parquet import open_parquet
+from serving.batch.job_config import batch_config, job_key
+from serving.batch.location import locate
+from serving.batch.output.parquet import ANSWERS, join
 from serving.batch.rows import GENERATE
 from serving.config import is_loopback, load_config
 from serving.runtime.preflight import absolute_paths

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.batch.ledger import Ledger, open_ledger
-from serving.batch.places import Place, locate
-from serving.batch.progress import EARLIER, Mark, Progress, last_good, read_progress
+from serving.batch.location import Place, locate
+from serving.batch.output.checkpoint import EARLIER, Mark, Progress, last_good, read_progress
+from serving.batch.output.writer import Ledger, open_ledger
 from serving.batch.rows import Result
 from serving.errors import OperatorError
 

@@ -3,7 +3,7 @@
 from msgspec.structs import replace
 
 from serving.batch.display import Meter
-from serving.batch.progress import Progress
+from serving.batch.output.checkpoint import Progress
 
 BEGUN = Progress(job="j", rows=10, offset=100, failed=1, prompt_tokens=50, completion_tokens=20)
 

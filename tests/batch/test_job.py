@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from serving.batch.inside import application
+from serving.batch.in_process import application
+from serving.batch.input.jsonl import open_source
 from serving.batch.job import Ask, Job
-from serving.batch.ledger import open_ledger
-from serving.batch.places import locate
+from serving.batch.location import locate
+from serving.batch.output.writer import open_ledger
 from serving.batch.rows import GENERATE, Task
-from serving.batch.source import open_source
 from serving.gateway.service import Service
 from serving.gateway.tokenizer import Tokenizer
 from tests.fake_engine import FakeGroup, fake_group, until, vector_of

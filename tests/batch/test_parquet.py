@@ -10,8 +10,9 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import pytest
 
-from serving.batch.parquet import ANSWERS, GROUP_BYTES, VECTORS, is_output_of, join, open_parquet, require_new_columns
-from serving.batch.places import Place, locate
+from serving.batch.input.parquet import open_parquet
+from serving.batch.location import Place, locate
+from serving.batch.output.parquet import ANSWERS, GROUP_BYTES, VECTORS, is_output_of, join, require_new_columns
 from serving.errors import OperatorError
 
 ROWS = 700

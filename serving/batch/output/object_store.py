@@ -12,8 +12,8 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 
 import msgspec
 
-from serving.batch.places import BLOCK_BYTES, Place
-from serving.batch.progress import Found, Progress, damaged, read_progress, write_progress
+from serving.batch.location import BLOCK_BYTES, Place
+from serving.batch.output.checkpoint import Found, Progress, damaged, read_progress, write_progress
 from serving.errors import OperatorError
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from serving.batch.places import UNUSABLE, File, Place, files_at, name_of
+from serving.batch.location import UNUSABLE, File, Place, files_at, name_of
 from serving.batch.rows import Row
 from serving.errors import OperatorError
 

@@ -16,10 +16,10 @@ from typing import Protocol
 
 import msgspec
 
-from serving.batch.disk import Disk
-from serving.batch.objects import Objects
-from serving.batch.places import UNUSABLE, Place
-from serving.batch.progress import Found, Progress, damaged, decide, last_good
+from serving.batch.location import UNUSABLE, Place
+from serving.batch.output.checkpoint import Found, Progress, damaged, decide, last_good
+from serving.batch.output.local import Disk
+from serving.batch.output.object_store import Objects
 from serving.batch.rows import Result
 from serving.errors import OperatorError
 

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from serving.batch.places import Place
+from serving.batch.location import Place
 from serving.batch.rows import Result
 from serving.errors import OperatorError
 

@@ -5,9 +5,9 @@ from dataclasses import asdict
 
 import msgspec
 
-from serving.batch.parquet import ParquetSource
+from serving.batch.input.jsonl import Source
+from serving.batch.input.parquet import ParquetSource
 from serving.batch.rows import Task
-from serving.batch.source import Source
 from serving.config import Config, HttpConfig, SecurityConfig, load_config
 
 MAX_SEQUENCES = 800

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from serving.batch.places import BLOCK_BYTES, Place
-from serving.batch.progress import Found, Progress, damaged, read_progress, write_progress
+from serving.batch.location import BLOCK_BYTES, Place
+from serving.batch.output.checkpoint import Found, Progress, damaged, read_progress, write_progress
 from serving.errors import OperatorError
 
 

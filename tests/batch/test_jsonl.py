@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.batch.source import open_source
+from serving.batch.input.jsonl import open_source
 from serving.errors import OperatorError
 
 

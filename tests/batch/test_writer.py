@@ -10,9 +10,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from serving.batch.ledger import Ledger, open_ledger
-from serving.batch.places import Place, locate
-from serving.batch.progress import Found, Progress, decide, read_progress
+from serving.batch.location import Place, locate
+from serving.batch.output.checkpoint import Found, Progress, decide, read_progress
+from serving.batch.output.writer import Ledger, open_ledger
 from serving.batch.rows import Result
 from serving.errors import OperatorError
 from tests.batch.bucket import open_bucket

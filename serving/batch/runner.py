@@ -15,14 +15,14 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from serving.batch.display import BatchDisplay, Meter
-from serving.batch.identity import MAX_SEQUENCES
-from serving.batch.inside import application
+from serving.batch.in_process import application
+from serving.batch.input.jsonl import Source
+from serving.batch.input.parquet import ParquetSource
 from serving.batch.job import Job
-from serving.batch.ledger import Ledger
-from serving.batch.parquet import ParquetSource
-from serving.batch.progress import Progress
+from serving.batch.job_config import MAX_SEQUENCES
+from serving.batch.output.checkpoint import Progress
+from serving.batch.output.writer import Ledger
 from serving.batch.rows import Task
-from serving.batch.source import Source
 from serving.config import Config
 from serving.errors import GroupFailed, OperatorError
 from serving.gateway.service import Service

@@ -9,8 +9,8 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import pytest
 
-from serving.batch.parquet import open_parquet
-from serving.batch.source import open_source
+from serving.batch.input.jsonl import open_source
+from serving.batch.input.parquet import open_parquet
 from serving.errors import OperatorError
 from tests.batch.bucket import Bucket, open_bucket
 

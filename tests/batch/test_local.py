@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from serving.batch.disk import Disk
-from serving.batch.ledger import open_ledger
-from serving.batch.places import locate
+from serving.batch.location import locate
+from serving.batch.output.local import Disk
+from serving.batch.output.writer import open_ledger
 from serving.batch.rows import Result
 from serving.errors import OperatorError
 
