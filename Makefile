@@ -3,6 +3,7 @@
 #   make check    format, types, import contracts, spelling and words
 #   make test     environment, demo model, then what shows in minutes that it works on this machine
 #   make test-all all of it, as CI does: every family on 1, 2 and 3 ranks, hosts, faults, soak, fuzz, browser
+#   make test-kube  the commands of `gangway cluster` on a real Kubernetes API server, built with Go; as root
 #   make lock     constraints.txt, which says the version of every package, for a changed pyproject.toml
 #   make drill    a server of its own, and a rank of it killed ten times under load
 #   make load     load on a running server: statistics, a plot, and whether loadtests/gate.yaml holds
@@ -25,7 +26,7 @@ PYTEST :=
 RESULTS := loadtests/results/load
 STAMP  := $(VENV)/.complete
 
-.PHONY: serve check test test-rest test-all drill load lock env model
+.PHONY: serve check test test-rest test-all test-kube drill load lock env model
 
 serve: env model
 	exec $(BIN)/gangway serve $(CONFIG)
@@ -38,6 +39,10 @@ test-rest: model
 	$(BIN)/pytest -m thorough $(PYTEST)
 
 test-all: test test-rest
+
+# Kubernetes is built once, into ~/.cache/gangway. make test-kube PYTEST='-k drain' runs one of them.
+test-kube: model
+	$(BIN)/python -m tests.kubernetes $(PYTEST)
 
 # float32, so that a text can differ by a fault alone; a port of its own, so that no other server is struck.
 # make drill DRILL='--fault stop-rank1' does another fault.

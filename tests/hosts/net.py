@@ -132,6 +132,8 @@ class Network:
         self.name = f"gw{uuid.uuid4().hex[:6]}"
         self.folder = RUNTIME / self.name
         self.hosts: list[Host] = []
+        self.root = ""
+        """The root namespace's address, once there is a network."""
         self._count = count
         self._lock: IO[str] | None = None
 
@@ -170,7 +172,8 @@ class Network:
         switch = _switch(self.name)
         run("ip", "netns", "add", switch)
         run("ip", "-n", switch, "link", "add", "name", "bridge", "up", "type", "bridge")
-        _plug(switch, "root", None, self.name, str(subnet[ROOT_NUMBER]))
+        self.root = str(subnet[ROOT_NUMBER])
+        _plug(switch, "root", None, self.name, self.root)
         self.hosts = [Host(self.name, number, subnet) for number in range(1, self._count + 1)]
         for host in self.hosts:
             host.make()
