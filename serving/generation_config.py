@@ -11,9 +11,9 @@ from typing import Annotated, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from serving.config import ModelConfig
+from serving.config.sources import explain
 from serving.errors import ModelError
 from serving.model_files import read_json
-from serving.settings import explain
 
 FILE = "generation_config.json"
 F = TypeVar("F", bound="_Ends")

@@ -13,7 +13,7 @@ from unittest import mock
 import pytest
 import typer
 
-from serving.cli import add_commands, run
+from serving.cli.app import add_commands, run
 from serving.config import load_config
 from serving.errors import OperatorError
 
@@ -53,8 +53,8 @@ def test_no_credential_is_shown_of_an_address_that_is_one_too_many(config: Path)
 
 def test_nor_in_what_the_interpreter_shows_of_a_fault() -> None:
     code = (
-        "import sys; from serving import cli; from unittest import mock\n"
-        "with mock.patch.object(cli, 'run', side_effect=RuntimeError('at http://u:SECRET@host')): cli.main()"
+        "import sys; from serving.cli import app; from unittest import mock\n"
+        "with mock.patch.object(app, 'run', side_effect=RuntimeError('at http://u:SECRET@host')): app.main()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
@@ -73,7 +73,7 @@ def test_wrong_usage_ends_the_process_with_one_sentence() -> None:
 
 HELP = """
 import sys
-from serving.cli import run
+from serving.cli.app import run
 assert run(["--help"]) == 0
 print(*sys.modules, file=sys.stderr)
 """
@@ -154,7 +154,7 @@ def test_the_status_of_no_server_exits_1() -> None:
 
 def test_a_command_of_another_package_that_is_broken_disturbs_no_other() -> None:
     app = typer.Typer()
-    offered = {"gone": "no.such:thing", "demo": "serving.cli:demo_model", "many": "serving.cli:app"}
+    offered = {"gone": "no.such:thing", "demo": "serving.cli.app:demo_model", "many": "serving.cli.app:app"}
     add_commands(app, [EntryPoint(name, value, "gangway.commands") for name, value in offered.items()])
     main = typer.main.get_command(app).main
     with pytest.raises(OperatorError, match=r"gone cannot be loaded from no\.such:thing: ModuleNotFoundError"):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from serving import demo_model
+from serving.tools import demo_model
 
 
 def _converted(gguf: Path, folder: Path) -> None:

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from serving.cli import run
+from serving.cli.app import run
 from serving.direct import direct
-from serving.drill.watch import Watch
-from serving.growth import run_growth
 from serving.runtime import address
+from serving.tools.bench.scaling import run_growth
+from serving.tools.drill.prober import Watch
 from tests.api.conftest import Server, server
 from tests.fake_engine import until
 

@@ -14,8 +14,8 @@ from cluster.config.rules import complaints
 from cluster.config.spec import ClusterSpec
 from cluster.errors import SpecError
 from serving.config import load_config
+from serving.config.sources import explain, override_all, read_yaml
 from serving.errors import ConfigError
-from serving.settings import explain, override_all, read_yaml
 
 
 def load_spec(path: Path, overrides: Sequence[str] = ()) -> ClusterSpec:

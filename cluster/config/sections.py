@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from cluster.config.types import AbsolutePath, Key, LabelValue, Namespace, ObjectName, Quantity, Version
-from serving.settings import Section
+from serving.config.sources import Section
 
 
 class Toleration(Section):

@@ -24,7 +24,7 @@ from cluster.config.sections import (
 )
 from cluster.config.types import Namespace, VariableName
 from serving.config import Config, load_config
-from serving.settings import Section
+from serving.config.sources import Section
 
 CONFIG_FOLDER = PurePosixPath("/etc/gangway")
 CONFIG_FILE = CONFIG_FOLDER / "serving.yaml"

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from serving.bench import BenchError, parse_phases, run_bench
+from serving.tools.bench.runner import BenchError, parse_phases, run_bench
 from tests.api.conftest import Server
 
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from serving.bench import BenchError
 from serving.errors import OperatorError
-from serving.growth import Growth, Point, check_picture, draw, run_growth
+from serving.tools.bench.runner import BenchError
+from serving.tools.bench.scaling import Growth, Point, check_picture, draw, run_growth
 from tests.api.conftest import Server
 
 

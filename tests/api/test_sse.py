@@ -14,10 +14,10 @@ from starlette.types import Message, Receive, Scope, Send
 from serving.api.errors import ErrorBoundary
 from serving.api.events import HEADERS
 from serving.api.sse import _Wire
-from serving.bench import run_bench
-from serving.drill.faults import make_fault
-from serving.drill.rounds import DrillPlan, Request
 from serving.errors import InvalidRequest
+from serving.tools.bench.runner import run_bench
+from serving.tools.drill.faults import make_fault
+from serving.tools.drill.runner import DrillPlan, Request
 from tests.api.conftest import Server, listening
 from tests.fake_engine import EOS, FakeGroup, answer, fake_group, until
 from tests.gateway.conftest import demo_tokenizer, make_config

@@ -8,8 +8,8 @@ from typing import Any
 import psutil
 import pytest
 
-from serving.drill.faults import WrongTarget, make_fault
 from serving.errors import ConfigError, OperatorError
+from serving.tools.drill.faults import WrongTarget, make_fault
 from tests.fake_engine import until
 from tests.fake_server import spawn
 

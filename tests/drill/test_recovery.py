@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from serving.drill.recovery import (
+from serving.tools.drill.recovery import (
     NOTE,
     Difference,
     DrillReport,

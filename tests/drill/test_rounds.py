@@ -13,12 +13,12 @@ import psutil
 import pytest
 from rich.console import Console
 
-from serving.drill.faults import make_fault
-from serving.drill.poison import PoisonFault
-from serving.drill.recovery import DrillReport
-from serving.drill.rounds import DrillPlan, run_drill
-from serving.drill.watch import DrillError, make_client
 from serving.errors import OperatorError
+from serving.tools.drill.faults import make_fault
+from serving.tools.drill.poison import PoisonFault
+from serving.tools.drill.prober import DrillError, make_client
+from serving.tools.drill.recovery import DrillReport
+from serving.tools.drill.runner import DrillPlan, run_drill
 from tests.fake_server import FakeServer, fake_server, spawn
 from tests.test_cli import gangway, one_sentence
 
@@ -184,5 +184,5 @@ def test_a_server_that_is_not_there_exits_1() -> None:
 
 
 def test_importing_the_drill_brings_no_torch() -> None:
-    code = "import sys, serving.drill; sys.exit('torch' in sys.modules or 'ray' in sys.modules)"
+    code = "import sys, serving.tools.drill; sys.exit('torch' in sys.modules or 'ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,6 +1,6 @@
 """What a group on one machine does about every fault: it pauses, then continues identically.
 
-Each fault comes while 16 streams, greedy and seeded, and 8 plain requests are in flight; `serving.drill` holds what
+Each fault comes while 16 streams, greedy and seeded, and 8 plain requests are in flight; `serving.tools.drill` holds what
 they bring against an undisturbed run. The tests run in order on one server, which outlives them all.
 """
 
@@ -14,11 +14,11 @@ import psutil
 import pytest
 
 from serving.config import FaultConfig
-from serving.drill.faults import Fault, make_fault
-from serving.drill.poison import PoisonFault
-from serving.drill.recovery import Round
-from serving.drill.rounds import DrillPlan, run_drill
-from serving.drill.watch import make_client
+from serving.tools.drill.faults import Fault, make_fault
+from serving.tools.drill.poison import PoisonFault
+from serving.tools.drill.prober import make_client
+from serving.tools.drill.recovery import Round
+from serving.tools.drill.runner import DrillPlan, run_drill
 from tests.e2e.server import SAFETY_S, Server, eventually
 from tests.support.models import small_model
 

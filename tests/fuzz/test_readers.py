@@ -19,9 +19,9 @@ from playwright.sync_api import Page
 
 from serving.api.answers import PredictEvent
 from serving.api.events import sse
-from serving.bench import BenchError, run_bench
-from serving.drill.faults import make_fault
-from serving.drill.rounds import DrillPlan, Request
+from serving.tools.bench.runner import BenchError, run_bench
+from serving.tools.drill.faults import make_fault
+from serving.tools.drill.runner import DrillPlan, Request
 from tests.browser import chromium, needs_chromium
 from tests.fuzz.strategies import any_bytes, fuzz
 from tests.loadtests.scripted import send

@@ -1,7 +1,7 @@
 """What a group of two hosts, with a third to spare, does about every fault: it pauses, then continues identically.
 
 The head of the cluster holds the gateway and no rank, as under KubeRay. Each fault comes while 16 streams, greedy and
-seeded, and 8 plain requests are in flight; `serving.drill` holds what they bring against an undisturbed run.
+seeded, and 8 plain requests are in flight; `serving.tools.drill` holds what they bring against an undisturbed run.
 """
 
 import sys
@@ -12,9 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
-from serving.drill.faults import Fault, make_fault
-from serving.drill.recovery import Round
-from serving.drill.rounds import DrillPlan, run_drill
+from serving.tools.drill.faults import Fault, make_fault
+from serving.tools.drill.recovery import Round
+from serving.tools.drill.runner import DrillPlan, run_drill
 from tests.e2e.server import CONFIG, SAFETY_S, eventually, gangway
 from tests.hosts.cluster import Cluster
 from tests.hosts.conftest import Networks

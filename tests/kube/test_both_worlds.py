@@ -22,7 +22,7 @@ from cluster.k8s.kinds import POD
 from cluster.status.dashboard import pods_with_ranks
 from cluster.status.observer import Observer
 from cluster.status.snapshot import gang_of
-from serving.drill.rounds import DrillPlan, run_drill
+from serving.tools.drill.runner import DrillPlan, run_drill
 from tests.e2e.server import MODEL, SAFETY_S, eventually
 from tests.hosts.net import Network, why_not
 from tests.kube.live import LiveWorld

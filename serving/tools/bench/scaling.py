@@ -13,9 +13,9 @@ from typing import Any
 import httpx
 from matplotlib.figure import Figure
 
-from serving.bench import BenchError, Phases, difference, parse_phases, run_bench
 from serving.direct import direct
 from serving.errors import OperatorError
+from serving.tools.bench.runner import BenchError, Phases, difference, parse_phases, run_bench
 
 STREAMS = (1, 2, 4, 8, 16, 32, 64)
 CONTEXTS = (128, 256, 512, 1024, 2048, 4096)

@@ -14,8 +14,8 @@ from typing import Any, Self
 import httpx
 
 from serving.direct import direct
-from serving.drill.recovery import Probe, Sighting
 from serving.errors import GangwayError
+from serving.tools.drill.recovery import Probe, Sighting
 
 _POLL_S = 0.05
 """From one look to the next, unless an answer takes longer."""

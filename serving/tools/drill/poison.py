@@ -13,9 +13,9 @@ from typing import Any
 
 import httpx
 
-from serving.drill.events import data
-from serving.drill.faults import SignalFault, WrongTarget
 from serving.errors import OperatorError
+from serving.tools.drill.events import data
+from serving.tools.drill.faults import SignalFault, WrongTarget
 
 GIVEN_UP = "request_breaks_group"
 _MAX_TOKENS = 200

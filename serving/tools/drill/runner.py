@@ -15,10 +15,10 @@ from typing import Any
 
 import httpx
 
-from serving.drill.events import data
-from serving.drill.faults import Fault
-from serving.drill.recovery import Difference, DrillReport, Observation, Round, first_difference, sum_up, timeline
-from serving.drill.watch import DrillError, Watch, make_client
+from serving.tools.drill.events import data
+from serving.tools.drill.faults import Fault
+from serving.tools.drill.prober import DrillError, Watch, make_client
+from serving.tools.drill.recovery import Difference, DrillReport, Observation, Round, first_difference, sum_up, timeline
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

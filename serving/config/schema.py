@@ -13,8 +13,8 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from serving.addresses import has_credentials
+from serving.config.sources import Section, explain, override_all, read_yaml
 from serving.errors import ConfigError
-from serving.settings import Section, explain, override_all, read_yaml
 
 
 class ModelConfig(Section):

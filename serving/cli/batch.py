@@ -1,4 +1,4 @@
-"""The command `gangway batch`: its options alone, so that the command line's help imports nothing large."""
+"""`gangway batch`: its options alone, so that the command line's help imports nothing large."""
 
 from pathlib import Path
 from typing import Annotated, Literal
