@@ -5,13 +5,29 @@ Serve's own (`serve run` takes no port of ours): 127.0.0.1:8000 unless Serve was
 """
 
 from pathlib import Path
+from typing import Any
 
 from ray import serve
+from ray.serve.context import _get_global_client
 
 from serving.config import load_config
 from serving.errors import ConfigError
-from serving.runtime.deployment import build_application
-from serving.runtime.preflight import absolute_paths, check_model_files, require_keys_for_limits
+from serving.runtime.command.preflight import absolute_paths, check_model_files, require_keys_for_limits
+from serving.runtime.deployment import Gateway, build_application
+from serving.runtime.group.supervisor import ensure_supervisor
+
+
+class SupervisedGateway(Gateway):
+    """Starts the group from here when there is none."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        ensure_supervisor(load_config(settings), serve.get_replica_context().app_name)
+        super().__init__(settings, host=_serves_own_host())
+
+
+def _serves_own_host() -> str:
+    """Where Serve listens, whatever the configuration says: it was started by somebody else."""
+    return str(_get_global_client().http_config.host)
 
 
 def build(args: dict[str, str]) -> serve.Application:
@@ -22,4 +38,4 @@ def build(args: dict[str, str]) -> serve.Application:
     config = absolute_paths(load_config(Path(args["config"]), overrides))
     require_keys_for_limits(config.security)
     check_model_files(config, all_here=False)
-    return build_application(config, supervised=True)
+    return build_application(config, gateway=SupervisedGateway)

@@ -2,7 +2,7 @@
 
 Anyone can make a folder or a link of a name that is foreseen there. So it is used only if it is one that nobody else
 can enter; then whatever lies in it is this user's too, and no link in it was planted. The standard library only:
-`runtime.starter` runs without any other.
+`runtime.forkserver.shim` runs without any other.
 """
 
 import os

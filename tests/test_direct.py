@@ -8,7 +8,7 @@ import pytest
 
 from serving.cli.app import run
 from serving.direct import direct
-from serving.runtime import address
+from serving.runtime.command import address
 from serving.tools.bench.scaling import run_growth
 from serving.tools.drill.prober import Watch
 from tests.api.conftest import Server, server

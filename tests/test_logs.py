@@ -12,7 +12,7 @@ import pytest
 from serving.gateway.tokenizer import Tokenizer
 from serving.logs import set_up
 from serving.messages import Snapshot
-from serving.runtime.progress import make_display
+from serving.runtime.command.display import make_display
 from tests.api.conftest import serving
 from tests.fake_engine import FakeGroup, fake_group, until
 from tests.gateway.conftest import make_config

@@ -37,8 +37,8 @@ def run_job(
     verbose: bool,
 ) -> None:
     """Run every row of `source` through the model."""
-    from serving.runtime.environment import cluster_address, ray_environment
-    from serving.runtime.preflight import absolute_paths, check_model_files
+    from serving.runtime.command.preflight import absolute_paths, check_model_files
+    from serving.runtime.ray_cluster.environment import cluster_address, ray_environment
 
     place = _open_output(output)
     settings = absolute_paths(load_config(config, overrides))
@@ -137,7 +137,7 @@ def _run(
     """Imports Ray, so its environment must have been set."""
     from serving.batch.display import Meter, make_batch_display
     from serving.batch.runner import BatchGroup, Interrupted, run_batch
-    from serving.runtime.session import ray_session
+    from serving.runtime.ray_cluster.session import ray_session
 
     meter = Meter(ledger.progress, rows.size)
     with make_batch_display(meter, rows.size, verbose=verbose) as display:

@@ -13,7 +13,7 @@ from rich.progress import Progress as Bar
 
 from serving.batch.output.checkpoint import Progress
 from serving.messages import Snapshot
-from serving.runtime.progress import PlainDisplay
+from serving.runtime.command.display import PlainDisplay
 
 LINE_INTERVAL_S = 10.0
 """Between two lines of progress where there is no terminal."""

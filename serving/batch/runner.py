@@ -27,11 +27,11 @@ from serving.config import Config
 from serving.errors import GroupFailed, OperatorError
 from serving.gateway.service import Service
 from serving.gateway.tokenizer import Tokenizer
-from serving.runtime.launch import STOP_TIMEOUT_S
-from serving.runtime.reasons import cause_of_death
-from serving.runtime.registry import RegistryClient, RegistryGroupView, open_registry
-from serving.runtime.session import require_room
-from serving.runtime.supervisor import find_supervisor, start_supervisor
+from serving.runtime.command.serve import STOP_TIMEOUT_S
+from serving.runtime.error_messages import cause_of_death
+from serving.runtime.group.supervisor import find_supervisor, start_supervisor
+from serving.runtime.ray_cluster.capacity import require_room
+from serving.runtime.registry.client import RegistryClient, RegistryGroupView, open_registry
 
 LOOK_S = 0.5
 TELL_S = 5.0

@@ -21,7 +21,7 @@ from serving.cli.serve import serve
 from serving.cli.status import status
 from serving.errors import ConfigError, GangwayError, OperatorError
 from serving.logs import show_uncaught
-from serving.runtime.signals import clear_up_on_sigterm
+from serving.runtime.command.signals import clear_up_on_sigterm
 
 app = typer.Typer(
     name="gangway",

@@ -9,7 +9,7 @@ import typer
 from serving.cli.common import Overrides
 from serving.config import Config, dump_config, load_config
 from serving.generation_config import describe_defaults
-from serving.runtime.signals import stop_on_signals
+from serving.runtime.command.signals import stop_on_signals
 
 
 def serve(
@@ -31,8 +31,8 @@ def serve(
         typer.echo(dump_config(settings) + describe_defaults(settings.model), nl=False)
         return
     from serving.api.tracing import require_opentelemetry
-    from serving.runtime import preflight
-    from serving.runtime.environment import cluster_address, ray_environment
+    from serving.runtime.command import preflight
+    from serving.runtime.ray_cluster.environment import cluster_address, ray_environment
 
     embedded = cluster_address(address) is None
     preflight.require_keys_for_limits(settings.security)
@@ -48,9 +48,9 @@ def serve(
 
 def _launch(config: Config, address: str | None, *, folder: Path | None, replace: bool, verbose: bool) -> None:
     """Imports Ray, so its environment must have been set."""
-    from serving.runtime.launch import Launch
-    from serving.runtime.progress import make_display
-    from serving.runtime.session import ray_session
+    from serving.runtime.command.display import make_display
+    from serving.runtime.command.serve import Launch
+    from serving.runtime.ray_cluster.session import ray_session
 
     stopping, hurry = threading.Event(), threading.Event()
     session = ray_session(address, config, verbose=verbose, folder=folder)

@@ -18,6 +18,6 @@ def status(
     if as_json:
         typer.echo(json.dumps(report, indent=2))
         return
-    from serving.runtime.progress import print_status
+    from serving.runtime.command.display import print_status
 
     print_status(report)

@@ -12,7 +12,6 @@ import ray
 from ray import serve
 from ray._common.constants import HEAD_NODE_RESOURCE_NAME
 from ray._common.network_utils import get_localhost_ip
-from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus
 from starlette.types import ASGIApp
 
@@ -22,24 +21,22 @@ from serving.gateway.service import Service
 from serving.gateway.tokenizer import Tokenizer
 from serving.logs import set_up
 from serving.presence import GATEWAY
-from serving.runtime.environment import behind_own_proxy, requests_at_once
-from serving.runtime.registry import RegistryGroupView
-from serving.runtime.supervisor import ensure_supervisor
+from serving.runtime.ray_cluster.environment import behind_own_proxy, requests_at_once
+from serving.runtime.registry.client import RegistryGroupView
 
 ON_THE_HEAD = {HEAD_NODE_RESOURCE_NAME: 0.001}
 """What only the head's node has, as Serve's own controller asks for it: a node's id would not outlive that node."""
 
 
 class Gateway:
-    """The replica. `supervised`: the group is started from here when there is none (`serve run`)."""
+    """The replica."""
 
-    def __init__(self, settings: dict[str, Any], supervised: bool) -> None:
+    def __init__(self, settings: dict[str, Any], host: str | None = None) -> None:
+        """`host`: where Serve listens, if not where the configuration says."""
         self._config = load_config(settings)
         set_up("gateway", as_json=self._config.observe.log_json)
-        if supervised:
-            ensure_supervisor(self._config, serve.get_replica_context().app_name)
         tokenizer = Tokenizer(self._config.model)
-        self._host = _serves_own_host() if supervised else self._config.http.host
+        self._host = host or self._config.http.host
         self._service = Service(self._config, tokenizer, RegistryGroupView(self._config.name))
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -62,13 +59,15 @@ class Gateway:
         return len(self._service.journal)
 
 
-def build_application(config: Config, *, supervised: bool, version: str | None = None) -> serve.Application:
+def build_application(
+    config: Config, *, version: str | None = None, gateway: type[Gateway] = Gateway
+) -> serve.Application:
     """The Serve application of this configuration, for the head's node.
 
     Equal configurations of one `version` are the same to Serve; without one they are not.
     """
     deployment = serve.deployment(
-        serve.ingress()(Gateway),
+        serve.ingress()(gateway),
         name=GATEWAY,
         num_replicas=1,
         max_ongoing_requests=requests_at_once(config),
@@ -81,7 +80,7 @@ def build_application(config: Config, *, supervised: bool, version: str | None =
     )
     if version is not None:
         deployment = deployment.options(version=version, _internal=True)
-    return deployment.bind(config.model_dump(mode="json"), supervised)
+    return deployment.bind(config.model_dump(mode="json"))
 
 
 def deploy(config: Config, follows: float | None = None) -> None:
@@ -90,7 +89,7 @@ def deploy(config: Config, follows: float | None = None) -> None:
     `follows`: when the one before it was deployed, if there was one. Serve takes two that follow the same for one.
     """
     start_serve(config)
-    application = build_application(config, supervised=False, version=f"after-{follows}")
+    application = build_application(config, version=f"after-{follows}")
     serve.run(application, name=config.name, route_prefix="/")
 
 
@@ -106,11 +105,6 @@ def start_serve(config: Config) -> None:
         http_options={"host": host, "port": config.http.port},
         logging_config={"enable_access_log": False},
     )
-
-
-def _serves_own_host() -> str:
-    """Where Serve listens, whatever the configuration says: under `serve run` it was started by somebody else."""
-    return str(_get_global_client().http_config.host)
 
 
 def application_status(name: str) -> ApplicationStatus | None:

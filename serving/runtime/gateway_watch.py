@@ -14,9 +14,9 @@ from ray.exceptions import RayError
 
 from serving.config import Config
 from serving.presence import Presence, ask_serve, presence
-from serving.runtime.caretaker import Absence
-from serving.runtime.reasons import first_line
-from serving.runtime.registry import UNREACHABLE, RegistryClient
+from serving.runtime.absence import Absence
+from serving.runtime.error_messages import first_line
+from serving.runtime.registry.client import UNREACHABLE, RegistryClient
 
 LOOK_S = 2.0
 """Between two looks of the supervisor."""

@@ -14,7 +14,7 @@ from serving.batch.location import locate
 from serving.batch.output.parquet import ANSWERS, join
 from serving.batch.rows import GENERATE
 from serving.config import is_loopback, load_config
-from serving.runtime.preflight import absolute_paths
+from serving.runtime.command.preflight import absolute_paths
 from tests.e2e.server import CONFIG, MODEL
 from tests.test_cli import called, gangway, one_sentence
 

@@ -15,7 +15,7 @@ from cluster.config.spec import ClusterSpec
 from cluster.manifests.environment import head_environment, worker_environment
 from cluster.manifests.render import render
 from serving.api import entrance
-from serving.runtime.environment import ENTRANCE
+from serving.runtime.ray_cluster.environment import ENTRANCE
 from tests.cluster.conftest import MakeSpec
 from tests.cluster.test_manifest import EVERYTHING, pod_templates
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from serving.config import FaultConfig
-from serving.runtime import guardian
-from serving.runtime.signals import TERMINATED
+from serving.runtime.command.signals import TERMINATED
+from serving.runtime.ray_cluster import reaper
 from tests.e2e.server import CONFIG
 from tests.test_cli import gangway
 
@@ -39,10 +39,10 @@ def test_systemd_takes_the_unit_without_a_word(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own, about Ray's own
 def test_the_command_alone_is_told_to_stop_and_has_the_time_to(service: configparser.SectionProxy) -> None:
-    from serving.runtime.launch import STOP_TIMEOUT_S
+    from serving.runtime.command.serve import STOP_TIMEOUT_S
 
     assert service["KillMode"] == "mixed"
-    needed = FaultConfig().drain_timeout_s + STOP_TIMEOUT_S + guardian.PATIENCE_S + guardian.KILL_S
+    needed = FaultConfig().drain_timeout_s + STOP_TIMEOUT_S + reaper.PATIENCE_S + reaper.KILL_S
     assert int(service["TimeoutStopSec"]) > needed
     assert str(TERMINATED) in service["SuccessExitStatus"].split()
 

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from serving.own_folder import own_folder
-from serving.runtime.group import RUNS
+from serving.runtime.group.trainer import RUNS
 from tests.batch.bucket import open_bucket
 from tests.batch.kills import END_TIMEOUT_S, Batch, disturbed, run_to_end, undisturbed, write_rows
 from tests.e2e.server import MODEL, eventually

@@ -1,7 +1,7 @@
 """What a group on one machine does about every fault: it pauses, then continues identically.
 
-Each fault comes while 16 streams, greedy and seeded, and 8 plain requests are in flight; `serving.tools.drill` holds what
-they bring against an undisturbed run. The tests run in order on one server, which outlives them all.
+Each fault comes while 16 streams, greedy and seeded, and 8 plain requests are in flight; `serving.tools.drill` holds
+what they bring against an undisturbed run. The tests run in order on one server, which outlives them all.
 """
 
 import asyncio
@@ -130,7 +130,7 @@ async def test_nothing_is_lost_when_the_gateway_stalls_for_longer_than_rank_0_wa
 
 async def test_nothing_is_lost_when_the_nursery_is_killed_and_then_a_rank(steadfast: Server) -> None:
     def kill_the_nursery_and_a_rank(status: dict[str, Any]) -> None:
-        (nursery,) = [one for one in steadfast.processes() if "serving.runtime.nursery" in one.cmdline()]
+        (nursery,) = [one for one in steadfast.processes() if "serving.runtime.forkserver.server" in one.cmdline()]
         nursery.kill()
         psutil.Process(status["ranks"][1]["pid"]).kill()
 

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from playwright.sync_api import expect
 
-from serving.runtime import guardian
+from serving.runtime.ray_cluster import reaper
 from tests.browser import chromium, needs_chromium, picture
 from tests.e2e.flood import flood, peak_bytes
 from tests.e2e.server import Server, eventually, gangway
@@ -248,7 +248,7 @@ def test_a_server_that_is_killed_outright_leaves_nothing_but_log_files() -> None
 def guarded_folders(server: Server) -> tuple[Path, Path]:
     """The sockets of the server's Ray session and its temporary folder, as its guardian was told."""
     commands = [process.cmdline() for process in server.processes()]
-    (command,) = [command for command in commands if guardian.__file__ in command]
+    (command,) = [command for command in commands if reaper.__file__ in command]
     session, _, temporary = command[-3:]
     return Path(session, "sockets"), Path(temporary)
 

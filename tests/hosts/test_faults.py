@@ -40,11 +40,11 @@ from ray import serve
 from serving.config import load_config
 from serving.presence import NODE_LABEL
 from serving.runtime.deployment import build_application
-from serving.runtime.registry import NAMESPACE
-from serving.runtime.supervisor import find_supervisor
+from serving.runtime.registry.client import NAMESPACE
+from serving.runtime.group.supervisor import find_supervisor
 ray.init(address=sys.argv[1], namespace=NAMESPACE)
 config = load_config(ray.get(find_supervisor("gangway").settings.remote()))
-deployment = build_application(config, supervised=False)._bound_deployment
+deployment = build_application(config)._bound_deployment
 old = deployment.options(ray_actor_options={"num_cpus": 0, "label_selector": {NODE_LABEL: sys.argv[2]}})
 serve.run(old.bind(config.model_dump(mode="json"), False), name=config.name, route_prefix="/")
 print("deployed", flush=True)

@@ -151,7 +151,7 @@ def test_a_rendered_gang_answers_through_its_service_survives_a_lost_pod_and_end
     assert command("up") == 0
     assert "ready: /readyz answers through the Service" in capsys.readouterr().out
     eventually(lambda: tells(command, capsys, "group is ready"))
-    eventually(lambda: tells(command, capsys, "serving.runtime.worker: generation 1 has loaded", "--host", "0"))
+    eventually(lambda: tells(command, capsys, "serving.runtime.group.worker: generation 1 has loaded", "--host", "0"))
     url = address(world)
     answer = httpx.post(f"{url}/predict", json=QUESTION, timeout=60).raise_for_status().json()
     assert "Paris" in answer["outputs"][0]["text"]

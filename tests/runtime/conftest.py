@@ -3,7 +3,7 @@ from collections.abc import Iterator
 import pytest
 import ray
 
-from serving.runtime.registry import NAMESPACE
+from serving.runtime.registry.client import NAMESPACE
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import ray
 
 from serving.config import HttpConfig
 from serving.errors import OperatorError
-from serving.runtime.address import require_reach
+from serving.runtime.command.address import require_reach
 
 
 @pytest.fixture

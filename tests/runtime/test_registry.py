@@ -12,8 +12,8 @@ import ray
 
 from serving.config import Config, load_config
 from serving.messages import Endpoint, RankInfo, Snapshot
-from serving.runtime.lifecycle import IllegalTransition
-from serving.runtime.registry import NAMESPACE, RegistryClient, RegistryGroupView, open_registry, registry_name
+from serving.runtime.registry.client import NAMESPACE, RegistryClient, RegistryGroupView, open_registry, registry_name
+from serving.runtime.registry.group_state import IllegalTransition
 
 ENDPOINT = Endpoint(address="tcp://10.0.0.1:1", server_public="s", client_public="p", client_secret="c")
 RANK = RankInfo(rank=0, node_id="n", ip="10.0.0.1", pid=1, device="cpu")

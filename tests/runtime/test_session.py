@@ -6,7 +6,8 @@ import pytest
 
 from serving.config import ParallelConfig
 from serving.own_folder import own_folder
-from serving.runtime.session import ROOM, missing_room, ray_folder
+from serving.runtime.ray_cluster.capacity import missing_room
+from serving.runtime.ray_cluster.session import ROOM, ray_folder
 
 Nodes = list[dict[str, float]]
 

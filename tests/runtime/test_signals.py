@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.runtime.signals import TERMINATED, TWICE_S, stop_on_signals
+from serving.runtime.command.signals import TERMINATED, TWICE_S, stop_on_signals
 
 
 @pytest.fixture
@@ -37,13 +37,13 @@ def test_a_signal_that_comes_twice_at_once_drains_and_a_later_one_does_not() -> 
 def test_a_command_that_is_terminated_clears_up_behind_itself() -> None:
     code = """
 import signal, sys, tempfile, pathlib
-from serving import cli
+from serving.cli import app
 def work(_):
     with tempfile.TemporaryDirectory() as folder:
         print(folder, flush=True)
         signal.pause()
-cli.run = work
-cli.main()
+app.run = work
+app.main()
 """
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -8,8 +8,8 @@ import ray
 from ray.exceptions import RayActorError
 
 from serving.config import load_config
-from serving.runtime.reasons import cause_of_death
-from serving.runtime.supervisor import start_supervisor
+from serving.runtime.error_messages import cause_of_death
+from serving.runtime.group.supervisor import start_supervisor
 
 
 def test_settings_that_the_supervisor_refuses_are_told_in_one_sentence(session: None) -> None:

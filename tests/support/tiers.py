@@ -10,15 +10,15 @@ THOROUGH = (
     "tests/api/test_schema_fuzz.py",
     "tests/console",
     "tests/distributed",
-    "tests/drill/test_rounds.py",
+    "tests/drill/test_runner.py",
     "tests/e2e",
     "tests/fuzz",
     "tests/hosts",
     "tests/kube/test_both_worlds.py",
     "tests/loadtests/test_locust.py",
     "tests/loadtests/test_many_streams.py",
-    "tests/runtime/test_nursery.py",
-    "tests/runtime/test_reporter.py",
+    "tests/runtime/test_forkserver.py",
+    "tests/runtime/test_train_reporter.py",
 )
 
 
