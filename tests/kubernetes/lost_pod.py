@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 
 from cluster.manifests.pod import AGENT_PORT
-from serving.drill.rounds import DrillPlan, run_drill
+from serving.tools.drill.runner import DrillPlan, run_drill
 from tests.e2e.server import SAFETY_S
 from tests.kubernetes.gang import Gang
 
