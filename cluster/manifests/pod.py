@@ -146,9 +146,14 @@ def _container(
 
 
 def _beside_ray(spec: ClusterSpec) -> str:
-    """What KubeRay runs in the pod's shell before `ray start`, which it adds with `&&`: it stays in the background."""
+    """What KubeRay runs in the pod's shell before `ray start`, which it adds with `&&`: it stays in the background.
+
+    With a trap bash does not become its last command, `ray start`, but stays the pod's first process. That one has to
+    wait for orphans, which Ray's does not do: Ray's dashboard would take a command that has ended for one that runs,
+    and a job that was told to stop would be stopped after 45 s only.
+    """
     as_json = " --json" if spec.serving.observe.log_json else ""
-    return f"(python -m cluster.manifests.pod_output {RAY_LOGS}{as_json} &)"
+    return f"trap : EXIT && (python -m cluster.manifests.pod_output {RAY_LOGS}{as_json} &)"
 
 
 def _serve_loop(spec: ClusterSpec) -> str:

@@ -2,6 +2,8 @@
 
 import itertools
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +227,18 @@ def test_a_pod_is_in_one_disruption_budget_and_one_with_ranks_may_go(make: MakeS
         (budget,) = (spec for spec in budgets if spec["selector"]["matchLabels"].items() <= labels)
         assert budget["minAvailable"] == wanted, labels
         assert COMPONENT in budget["selector"]["matchLabels"]
+
+
+def test_the_first_process_of_a_pod_stays_the_shell_that_waits_for_orphans(make: MakeSpec, tmp_path: Path) -> None:
+    for template in pod_templates(render(make())[-1]):
+        (command,) = template["spec"]["containers"][0]["command"]
+        as_kuberay = f"{command} && ulimit -n 64; {sys.executable} -c 'import os; print(os.getppid())'"
+        (tmp_path / "python").write_text("#!/bin/sh\n")
+        (tmp_path / "python").chmod(0o755)
+        environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        with subprocess.Popen(["/bin/bash", "-c", "--", as_kuberay], stdout=subprocess.PIPE, env=environment) as shell:
+            assert shell.stdout is not None
+            assert int(shell.stdout.read()) == shell.pid, "bash has become its last command"
 
 
 def test_one_node_needs_so_many_words(make: MakeSpec) -> None:
