@@ -7,12 +7,10 @@ import secrets
 from pathlib import Path
 from typing import Any, Self
 
-import httpx
 import trustme
 import yaml
 
 from tests.e2e.server import Process, eventually
-from tests.kube.errors import StatusError
 from tests.kube.resources import load_definition
 from tests.kube.server import KUBERAY
 from tests.kubernetes.store import RealStore
@@ -40,7 +38,7 @@ class ControlPlane:
             self._start_etcd()
             self.store = RealStore(self.url, self._token, self.certificate)
             self._start_api_server()
-            eventually(self._answers)
+            eventually(self._is_ready)
             self._start("kube-controller-manager", *self._client(), *self._controllers())
             self._start("kube-scheduler", *self._client(), f"--bind-address={self.address}", "--leader-elect=false")
             for plural in KUBERAY:
@@ -114,13 +112,9 @@ class ControlPlane:
         place = f"--bind-address={self.address}", "--leader-elect=false"
         return ["--controllers=*,-deployment-controller", *keys, *place]
 
-    def _answers(self) -> bool:
-        try:
-            self.store.call("GET", "/api/v1/namespaces/default")
-        except (httpx.TransportError, StatusError):
-            self._fail_if_ended()
-            return False
-        return True
+    def _is_ready(self) -> bool:
+        self._fail_if_ended()
+        return self.store.is_ready()
 
     def _has_defaults(self) -> bool:
         """What pods need, and what was defined, are there."""

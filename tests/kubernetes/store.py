@@ -31,6 +31,13 @@ class RealStore(Store):
     def close(self) -> None:
         self._http.close()
 
+    def is_ready(self) -> bool:
+        """Whether the server says so."""
+        try:
+            return self._http.get("/readyz").is_success
+        except httpx.TransportError:
+            return False
+
     def call(self, method: str, path: str, body: Object | None = None, **query: str) -> Object:
         """One call. Raises `StatusError` when it is refused."""
         answer = self._http.request(method, path, params=query, json=body)
