@@ -44,7 +44,7 @@ def test_status_shows_each_pod_on_its_node(gang: Gang) -> None:
 def test_logs_show_the_command_and_each_host(gang: Gang) -> None:
     eventually(lambda: "group is ready" in gang.run("logs"))
     for host in ("0", "1"):
-        assert "serving.runtime.worker: generation 1 has loaded" in gang.run("logs", "--host", host)
+        assert "serving.runtime.group.worker: generation 1 has loaded" in gang.run("logs", "--host", host)
 
 
 def test_a_deleted_pod_costs_a_pause_and_no_text(gang: Gang) -> None:
