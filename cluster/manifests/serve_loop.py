@@ -60,12 +60,16 @@ def next_attempt(job: Job | None, retries: int) -> int | None:
 def main() -> None:
     """Runs until the pod ends."""
     nodes, retries, *command = sys.argv[1:]
+    told = ""
     while True:
+        said = ""
         try:
             look(int(nodes), int(retries), shlex.join(command))
         except (OSError, ValueError, KeyError) as error:
-            # Before Ray is up, and while it is being replaced; said, as it may last.
-            sys.stderr.write(f"the serving command is not submitted yet: {error}\n")
+            said = f"Ray's dashboard cannot be asked: {error}"  # it comes up after this; said once, as it may last
+        if said not in {"", told}:
+            sys.stderr.write(f"{said}\n")
+        told = said
         time.sleep(POLL_S)
 
 
@@ -77,7 +81,7 @@ def look(nodes: int, retries: int, command: str) -> None:
     number = next_attempt(latest(_ask("/api/jobs/")), retries)
     if number is not None and _joined() >= nodes:
         told = _ask("/api/jobs/", request(command, number))
-        sys.stdout.write(f"submitted {command} as {told['submission_id']}\n")
+        sys.stderr.write(f"submitted {command} as {told['submission_id']}\n")
 
 
 def _joined() -> int:

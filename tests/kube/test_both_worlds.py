@@ -25,23 +25,12 @@ from cluster.status.snapshot import gang_of
 from serving.tools.drill.runner import DrillPlan, run_drill
 from tests.e2e.server import MODEL, SAFETY_S, eventually
 from tests.hosts.net import Network, why_not
+from tests.kube.laptop import CONFIG, QUESTION, SETTINGS
 from tests.kube.live import LiveWorld
 from tests.kube.server import KubeServer
 from tests.kube.world import Beat
 
-CONFIG = Path(__file__).parents[2] / "configs" / "cluster" / "smollm2-135m-tp2-kind-cpu.yaml"
-SETTINGS = (
-    f"storage.model.mount_path={MODEL.parent}",
-    f"storage.model.host_path={MODEL.parent}",
-    f"serving.model.path={MODEL}",
-    "nodes.head_selector={role: head}",
-    "nodes.selector={role: ranks}",
-    "serving.model.dtype=float32",
-    "timeouts.ready_s=600",
-)
-"""In float32 a text that is computed in two parts can differ by a fault alone."""
 TICK_S = 0.5
-QUESTION = {"inputs": "What is the capital of France?", "parameters": {"temperature": 0, "max_tokens": 16}}
 LONG = {"model": "smollm2-135m-instruct", "prompt": "Once upon a time", "temperature": 0, "max_tokens": 80}
 
 pytestmark = [

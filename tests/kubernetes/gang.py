@@ -1,28 +1,16 @@
-"""The shipped configuration for a laptop, with the places of this machine, on the real cluster."""
+"""The gang of `tests.kube.laptop` on the real cluster."""
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx
 
-from tests.e2e.server import MODEL
+from tests.kube.laptop import CONFIG, SETTINGS
 from tests.kube.scene import condition_is
 from tests.kubernetes.cluster import Cluster
 
 Object = dict[str, Any]
-CONFIG = Path(__file__).parents[2] / "configs" / "cluster" / "smollm2-135m-tp2-kind-cpu.yaml"
-SETTINGS = (
-    f"storage.model.mount_path={MODEL.parent}",
-    f"storage.model.host_path={MODEL.parent}",
-    f"serving.model.path={MODEL}",
-    "nodes.head_selector={role: head}",
-    "nodes.selector={role: ranks}",
-    "serving.model.dtype=float32",
-    "timeouts.ready_s=600",
-)
-"""In float32 a text that is computed in two parts can differ by a fault alone."""
 
 
 @dataclass(frozen=True)

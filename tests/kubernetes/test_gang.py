@@ -8,11 +8,10 @@ import pytest
 
 from tests.e2e.server import eventually
 from tests.kube.errors import StatusError
+from tests.kube.laptop import QUESTION
 from tests.kubernetes.cluster import Cluster
 from tests.kubernetes.gang import Gang
 from tests.kubernetes.lost_pod import lose_a_pod
-
-QUESTION = {"inputs": "What is the capital of France?", "parameters": {"temperature": 0, "max_tokens": 16}}
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,9 @@ from pathlib import Path
 import httpx
 
 from tests.e2e.server import eventually
+from tests.kube.laptop import SETTINGS
 from tests.kubernetes.cluster import Cluster
-from tests.kubernetes.gang import SETTINGS, Gang
+from tests.kubernetes.gang import Gang
 from tests.kubernetes.lost_pod import lose_a_pod
 
 
